@@ -1,0 +1,1 @@
+"""The database: tables, sessions, and the batched money writes of each engine."""

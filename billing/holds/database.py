@@ -1,0 +1,42 @@
+"""Holds kept in the database that also keeps the ledger: strict, and in need of no other service."""
+
+from billing.db.hot import DatabaseUnavailableError, HotDatabase
+from billing.events import Finish
+from billing.holds import (
+    Granted,
+    GuardUnavailableError,
+    HoldBeat,
+    HoldRequest,
+    Refused,
+)
+
+
+class DatabaseHoldStore:
+    """The HoldStore port on a HotDatabase."""
+
+    def __init__(self, hot: HotDatabase) -> None:
+        self._hot = hot
+
+    async def reserve(self, request: HoldRequest) -> Granted | Refused:
+        try:
+            return await self._hot.reserve(request)
+        except DatabaseUnavailableError as error:
+            raise GuardUnavailableError(str(error)) from error
+
+    async def extend(self, hold_id: str, new_total: int) -> Granted | Refused:
+        try:
+            return await self._hot.extend(hold_id, new_total)
+        except DatabaseUnavailableError as error:
+            raise GuardUnavailableError(str(error)) from error
+
+    async def heartbeat(self, beats: list[HoldBeat]) -> None:
+        try:
+            await self._hot.heartbeat(beats)
+        except DatabaseUnavailableError as error:
+            raise GuardUnavailableError(str(error)) from error
+
+    async def cancel(self, finish: Finish) -> None:
+        try:
+            await self._hot.cancel(finish)
+        except DatabaseUnavailableError as error:
+            raise GuardUnavailableError(str(error)) from error

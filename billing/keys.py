@@ -1,0 +1,332 @@
+"""API keys: made, listed and revoked here; looked up, without waiting, by every call.
+
+A token is `lgw_` and 256 random bits in URL-safe base64. It is shown once: the database holds its
+SHA-256, which needs neither salt nor slow hashing, as there is nothing to guess 256 random bits by;
+and since look-up is by that digest, comparison time tells nothing about a stored token.
+"""
+
+import asyncio
+import base64
+import hashlib
+import os
+from collections.abc import Callable
+from enum import Enum, StrEnum
+from typing import Final
+
+import msgspec
+from sqlalchemy import func, insert, select, update
+from sqlalchemy.engine import Row
+from sqlalchemy.exc import SQLAlchemyError
+
+from billing.audit import Act, note
+from billing.db.hot import DatabaseUnavailableError
+from billing.db.session import Database
+from billing.db.tables import api_keys
+from billing.lists import Page, PageRequest, make_page
+
+TOKEN_PREFIX: Final = "lgw_"  # noqa: S105 - what every token begins with, no secret
+TOKEN_CHARACTERS: Final = len(TOKEN_PREFIX) + 43  # 32 bytes in base64 without padding
+SHOWN_CHARACTERS: Final = 10  # "lgw_" and 36 of the 256 bits
+CACHE_SECONDS_MAX: Final = 1.0
+CACHED_KEYS_MAX: Final = 20_000
+READ_TOGETHER_MAX: Final = 500  # SQLite before 3.32 takes at most 999 parameters
+
+
+class KeyKind(StrEnum):
+    """Whose credit a key spends."""
+
+    USER = "user"  # its own account's
+    APP = "app"  # that of the account named in X-Billing-User
+
+
+class KeyInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What a key may do; everything about it except the token."""
+
+    key_id: str
+    kind: KeyKind
+    prefix: str  # the token's first characters, to tell keys apart
+    account: str  # a user key's account; "" for an app key
+    app: str  # an app key's service; "" for a user key
+    accounts: tuple[str, ...]  # the accounts that an app key may bill; () = any
+    default_scene: str
+    scenes: tuple[str, ...]  # further scenes that X-Scene may choose
+    models: tuple[str, ...]  # names, or prefixes ending in "*"; () = any
+    description: str
+    created_at: int  # milliseconds since the epoch
+    expires_at: int | None
+    revoked_at: int | None
+
+    @property
+    def revoked(self) -> bool:
+        """Whether an admin withdrew the key."""
+        return self.revoked_at is not None
+
+    def usable(self, now_ms: int) -> bool:
+        """Whether the key still opens anything at a time (milliseconds since the epoch)."""
+        return self.revoked_at is None and (self.expires_at is None or now_ms < self.expires_at)
+
+
+class NewKey(msgspec.Struct, frozen=True, kw_only=True):
+    """What an admin decides about a key before it is made."""
+
+    kind: KeyKind
+    account: str = ""
+    app: str = ""
+    accounts: tuple[str, ...] = ()
+    default_scene: str
+    scenes: tuple[str, ...] = ()
+    models: tuple[str, ...] = ()
+    description: str = ""
+    expires_at: int | None = None
+
+
+class Miss(Enum):
+    """The answer of a look-up that needs the database first."""
+
+    MISS = "miss"
+
+
+MISS: Final = Miss.MISS
+
+
+class Keys:
+    """The keys of one gateway, each cached for a second, and while the database is away for longer.
+
+    A revocation by another process is seen within that second; one by this process at once.
+    """
+
+    def __init__(
+        self, database: Database, *, now_ms: Callable[[], int], monotonic: Callable[[], float]
+    ) -> None:
+        self._database = database
+        self._now_ms = now_ms
+        self._monotonic = monotonic
+        self._cache: dict[str, tuple[KeyInfo | None, float]] = {}  # digest -> key, read at
+        self._wanted: set[str] = set()
+        self._reading = asyncio.Lock()
+
+    def lookup(self, token: str) -> KeyInfo | Miss | None:
+        """The token's key if it was read within the last second, None if there is none, or MISS.
+
+        The key may be revoked or expired: see KeyInfo.usable.
+        """
+        cached = self._cache.get(_digest(token))
+        if cached is not None and self._monotonic() - cached[1] < CACHE_SECONDS_MAX:
+            return cached[0]
+        return MISS if _looks_like_token(token) else None
+
+    async def fetch(self, token: str) -> KeyInfo | None:
+        """The token's key, read from the database unless it is cached; None if there is none.
+
+        One query serves all calls that wait, and renews the keys that are in use. Raises
+        DatabaseUnavailableError if the database is away and the key was not read before.
+        """
+        found = self.lookup(token)
+        if not isinstance(found, Miss):
+            return found
+        digest = _digest(token)
+        self._wanted.add(digest)
+        async with self._reading:
+            # Whoever held the lock before may have read this key along with its own.
+            while digest in self._wanted:
+                await self._read()
+        cached = self._cache.get(digest)
+        if cached is None:
+            raise DatabaseUnavailableError
+        return cached[0]
+
+    async def create(self, new: NewKey, *, actor: str) -> tuple[KeyInfo, str]:
+        """Make a key; its token is in this answer and nowhere else, ever."""
+        token = TOKEN_PREFIX + base64.urlsafe_b64encode(os.urandom(32)).rstrip(b"=").decode()
+        now_ms = self._now_ms()
+        info = KeyInfo(
+            key_id=f"key_{os.urandom(8).hex()}",
+            kind=new.kind,
+            prefix=token[:SHOWN_CHARACTERS],
+            account=new.account,
+            app=new.app,
+            accounts=new.accounts,
+            default_scene=new.default_scene,
+            scenes=new.scenes,
+            models=new.models,
+            description=new.description,
+            created_at=now_ms,
+            expires_at=new.expires_at,
+            revoked_at=None,
+        )
+        act = Act(
+            actor=actor,
+            action="key.create",
+            target=info.key_id,
+            detail={"kind": info.kind.value, "account": info.account, "app": info.app},
+        )
+        async with self._database.write() as connection:
+            await connection.execute(insert(api_keys).values(**_columns(info, _digest(token))))
+            await note(connection, act, now_ms)
+        return info, token
+
+    async def create_user(
+        self, account: str, *, default_scene: str, actor: str, description: str = ""
+    ) -> tuple[KeyInfo, str]:
+        """Make a key that spends the credit of one account."""
+        new = NewKey(
+            kind=KeyKind.USER,
+            account=account,
+            default_scene=default_scene,
+            description=description,
+        )
+        return await self.create(new, actor=actor)
+
+    async def create_app(
+        self,
+        app: str,
+        *,
+        default_scene: str,
+        actor: str,
+        accounts: tuple[str, ...] = (),
+        description: str = "",
+    ) -> tuple[KeyInfo, str]:
+        """Make a key for an internal service, which names the paying account in X-Billing-User."""
+        new = NewKey(
+            kind=KeyKind.APP,
+            app=app,
+            accounts=accounts,
+            default_scene=default_scene,
+            description=description,
+        )
+        return await self.create(new, actor=actor)
+
+    async def get(self, key_id: str) -> KeyInfo | None:
+        """One key by its id."""
+        async with self._database.read() as connection:
+            row = (
+                await connection.execute(select(api_keys).where(api_keys.c.id == key_id))
+            ).one_or_none()
+        return None if row is None else _info(row)
+
+    async def page(self, request: PageRequest, *, account: str = "") -> Page[KeyInfo]:
+        """All keys, newest first, or those of one account; by page number only."""
+        wanted = select(api_keys)
+        if account:
+            wanted = wanted.where(api_keys.c.account == account)
+        ordered = wanted.order_by(api_keys.c.created_at.desc(), api_keys.c.id.desc())
+        async with self._database.read() as connection:
+            rows = (
+                await connection.execute(ordered.limit(request.page_size).offset(request.offset))
+            ).all()
+            total = await connection.scalar(select(func.count()).select_from(wanted.subquery()))
+        items = [_info(row) for row in rows]
+        return make_page(request, items, [None] * len(items), total or 0)
+
+    async def revoke(self, key_id: str, *, actor: str) -> KeyInfo | None:
+        """Withdraw a key for good; None if there is none. Once more changes nothing."""
+        now_ms = self._now_ms()
+        async with self._database.write() as connection:
+            changed = await connection.execute(
+                update(api_keys)
+                .where(api_keys.c.id == key_id, api_keys.c.revoked_at.is_(None))
+                .values(revoked_at=now_ms)
+            )
+            if changed.rowcount:
+                await note(connection, Act(actor=actor, action="key.revoke", target=key_id), now_ms)
+        self._forget(key_id)
+        return await self.get(key_id)
+
+    async def _read(self) -> None:
+        """Read what calls wait for and, in the same query, keys that were cached 0.5 s ago."""
+        started = self._monotonic()
+        digests = self._to_read(started)
+        try:
+            async with self._database.read() as connection:
+                rows = (
+                    await connection.execute(select(api_keys).where(api_keys.c.sha256.in_(digests)))
+                ).all()
+        except (SQLAlchemyError, OSError):
+            self._keep(digests)
+            return
+        found = {str(row.sha256): _info(row) for row in rows}
+        for digest in digests:
+            # Re-inserted, so that the oldest are first when the cache is full. Stamped with the
+            # time before the query: a revocation committed during it is seen a second later.
+            self._cache.pop(digest, None)
+            self._cache[digest] = (found.get(digest), started)
+        while len(self._cache) > CACHED_KEYS_MAX:
+            del self._cache[next(iter(self._cache))]
+
+    def _to_read(self, now: float) -> list[str]:
+        wanted = list(self._wanted)[:READ_TOGETHER_MAX]
+        self._wanted.difference_update(wanted)
+        half = CACHE_SECONDS_MAX / 2
+        for digest, (key, read_at) in self._cache.items():
+            if len(wanted) >= READ_TOGETHER_MAX:
+                break
+            if key is not None and now - read_at > half and digest not in wanted:
+                wanted.append(digest)
+        return wanted
+
+    def _keep(self, digests: list[str]) -> None:
+        """Let keys that were good stay good for another second; what was unknown stays unknown."""
+        now = self._monotonic()
+        for digest in digests:
+            key, _ = self._cache.pop(digest, (None, 0.0))
+            if key is not None:
+                self._cache[digest] = (key, now)
+
+    def _forget(self, key_id: str) -> None:
+        for digest, (key, _) in list(self._cache.items()):
+            if key is not None and key.key_id == key_id:
+                del self._cache[digest]
+
+
+def _digest(token: str) -> str:
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
+def _looks_like_token(token: str) -> bool:
+    """Whether to ask the database at all: noise costs no query."""
+    return len(token) == TOKEN_CHARACTERS and token.startswith(TOKEN_PREFIX)
+
+
+def _columns(info: KeyInfo, digest: str) -> dict[str, str | int | None]:
+    return {
+        "id": info.key_id,
+        "sha256": digest,
+        "kind": info.kind.value,
+        "prefix": info.prefix,
+        "account": info.account or None,
+        "app": info.app,
+        "accounts": _encode(info.accounts),
+        "default_scene": info.default_scene,
+        "scenes": _encode(info.scenes),
+        "models": _encode(info.models),
+        "note": info.description,
+        "created_at": info.created_at,
+        "expires_at": info.expires_at,
+        "revoked_at": info.revoked_at,
+    }
+
+
+def _info(row: Row[*tuple[object, ...]]) -> KeyInfo:
+    return KeyInfo(
+        key_id=row.id,
+        kind=KeyKind(row.kind),
+        prefix=row.prefix,
+        account=row.account or "",
+        app=row.app,
+        accounts=_decode(row.accounts),
+        default_scene=row.default_scene,
+        scenes=_decode(row.scenes),
+        models=_decode(row.models),
+        description=row.note,
+        created_at=row.created_at,
+        expires_at=row.expires_at,
+        revoked_at=row.revoked_at,
+    )
+
+
+def _encode(names: tuple[str, ...]) -> str:
+    return msgspec.json.encode(names).decode()
+
+
+def _decode(text: str | None) -> tuple[str, ...]:
+    return () if text is None else msgspec.json.decode(text, type=tuple[str, ...])

@@ -1,0 +1,1 @@
+"""Settlement: from a finished call to entries in the ledger."""

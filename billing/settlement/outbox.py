@@ -1,0 +1,174 @@
+"""Outbox: makes a finished call durable, in the database or, while that is away, in the spool."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from billing.db.hot import DatabaseUnavailableError, EventConflictError, HotDatabase
+from billing.events import Finish
+from billing.failpoints import reach
+from billing.settlement.spool import Spool, SpoolError
+
+PROBE_SECONDS: Final = 0.5
+_REPLAY_GROUP: Final = 64
+
+_log: Final = logging.getLogger(__name__)
+
+
+class NotDurableError(Exception):
+    """Neither database nor spool took the event: the client must not see the end of its answer."""
+
+
+class Outbox:
+    """`write` returns when the event is durable; `on_written` then wakes the ledger worker."""
+
+    def __init__(
+        self, hot: HotDatabase, spool: Spool, *, on_written: Callable[[], None] = lambda: None
+    ) -> None:
+        self._hot = hot
+        self._spool = spool
+        self._on_written = on_written
+        self._away = asyncio.Event()  # the database did not answer last time
+        self._lost = False
+        self._mending: asyncio.Task[None] | None = None
+        self._unattended: set[asyncio.Task[None]] = set()
+
+    @property
+    def durable(self) -> bool:
+        """False once neither took an event, until one of them does: nobody may be admitted."""
+        return not self._lost
+
+    @property
+    def database_away(self) -> bool:
+        """Events go to the spool."""
+        return self._away.is_set()
+
+    def spool_bytes(self) -> int:
+        """Bytes that wait in the spool."""
+        return self._spool.bytes_waiting()
+
+    async def start(self) -> None:
+        """Watch from now on for the database's return after an outage."""
+        self._mending = asyncio.create_task(self._mend(), name="outbox")
+
+    async def close(self) -> None:
+        """Let writes whose callers are gone end; close the spool."""
+        if self._unattended:
+            await asyncio.wait(self._unattended)
+        if self._mending is not None:
+            self._mending.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._mending
+        await asyncio.to_thread(self._spool.close)
+
+    async def write(self, finish: Finish) -> None:
+        """Make a charge, or a cancellation, durable.
+
+        Raises NotDurableError if that cannot be done, EventConflictError (the event is quarantined
+        then) if something else is recorded for this call. A caller that is cancelled meanwhile
+        leaves the event to be written all the same.
+        """
+        try:
+            if self._away.is_set():
+                await self._write_spool(finish)
+            else:
+                await self._write_database(finish)
+        except asyncio.CancelledError:
+            task = asyncio.create_task(self._write_unattended(finish))
+            self._unattended.add(task)
+            task.add_done_callback(self._unattended.discard)
+            raise
+
+    async def replay(self, *, others: bool = False) -> int:
+        """Bring what was spooled into the database; how many events that were.
+
+        `others`: also the files of other processes, which are known to be gone. Raises
+        DatabaseUnavailableError; repeating is harmless.
+        """
+        replayed = 0
+        for path in await self._spool.seal(others=others):
+            replayed += await self._replay_file(path)
+        if replayed:
+            self._on_written()
+        return replayed
+
+    async def _write_database(self, finish: Finish) -> None:
+        try:
+            await self._hot.record(finish)
+        except DatabaseUnavailableError:
+            self._away.set()
+            await self._write_spool(finish)
+        except EventConflictError as error:
+            await self._hot.quarantine(finish, origin="owner", reason=str(error))
+            raise
+        else:
+            self._lost = False
+            self._on_written()
+
+    async def _write_spool(self, finish: Finish) -> None:
+        reach("before_spool")
+        try:
+            await self._spool.append(finish)
+        except SpoolError as error:
+            self._lost = True
+            raise NotDurableError(str(error)) from error
+        self._lost = False
+
+    async def _write_unattended(self, finish: Finish) -> None:
+        try:
+            await self._write_database(finish)
+        except (NotDurableError, EventConflictError, DatabaseUnavailableError) as error:
+            event_id = finish.event.context.event_id
+            _log.error("event %s of a call whose client is gone: %s", event_id, error)
+
+    async def _mend(self) -> None:
+        while True:
+            await self._away.wait()
+            await asyncio.sleep(PROBE_SECONDS)
+            try:
+                await self._hot.ping()
+                self._away.clear()
+                self._lost = False
+                await self.replay()
+            except DatabaseUnavailableError:
+                self._away.set()
+                if self._lost:
+                    await self._probe_spool()
+            except OSError as error:
+                self._away.set()  # so that it is tried again
+                _log.error("the spool cannot be replayed: %s", error)
+
+    async def _probe_spool(self) -> None:
+        with suppress(SpoolError):
+            await self._spool.probe()
+            self._lost = False
+
+    async def _replay_file(self, path: Path) -> int:
+        content = await self._spool.read(path)
+        finishes = content.finishes
+        for first in range(0, len(finishes), _REPLAY_GROUP):
+            group = finishes[first : first + _REPLAY_GROUP]
+            answers = await asyncio.gather(
+                *(self._hot.record(finish) for finish in group), return_exceptions=True
+            )
+            for finish, answer in zip(group, answers, strict=True):
+                await self._judge(finish, answer)
+        if content.damaged:
+            _log.error("spool file %s is damaged; kept under another name", path.name)
+        reach("spool_replayed")
+        await self._spool.done(path, damaged=content.damaged)
+        return len(finishes)
+
+    async def _judge(self, finish: Finish, answer: BaseException | None) -> None:
+        match answer:
+            case None:
+                return
+            case DatabaseUnavailableError():
+                raise answer
+            case Exception():
+                await self._hot.quarantine(finish, origin="spool", reason=str(answer))
+            case BaseException():
+                raise answer

@@ -1,0 +1,237 @@
+"""Where finished calls go while the database is away: one fsynced file per process.
+
+A record is its length and CRC-32 (4 bytes each, big-endian), then the finish as JSON. A file that
+breaks off within a record was cut by a crash: what stands before it is good.
+"""
+
+import asyncio
+import os
+import struct
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Final
+from urllib.parse import quote
+
+import msgspec
+
+from billing.events import Finish
+from billing.failpoints import reach
+
+RECORD_BYTES_MAX: Final = 1 << 20  # a finish is a few kB; a longer length is damage
+_OPEN_SUFFIX: Final = ".spool"
+_SEALED_SUFFIX: Final = ".sealed"
+_DAMAGED_SUFFIX: Final = ".damaged"
+_HEAD: Final = struct.Struct(">II")
+
+
+class SpoolError(Exception):
+    """The file could not be written and fsynced."""
+
+
+class SpoolFile(msgspec.Struct, frozen=True):
+    """What a spool file holds; `damaged` bytes could not be read and are no torn tail."""
+
+    finishes: list[Finish]
+    damaged: bool
+
+
+def encode_record(finish: Finish) -> bytes:
+    """A finish as it stands in a spool file."""
+    payload = _encoder.encode(finish)
+    return _HEAD.pack(len(payload), zlib.crc32(payload)) + payload
+
+
+def read_records(data: bytes) -> SpoolFile:
+    """Every whole record of a file."""
+    finishes: list[Finish] = []
+    damaged = False
+    at = 0
+    while at + _HEAD.size <= len(data):
+        length, checksum = _HEAD.unpack_from(data, at)
+        if length > RECORD_BYTES_MAX:
+            damaged = True
+            break  # where the next record begins is unknown
+        payload = data[at + _HEAD.size : at + _HEAD.size + length]
+        if len(payload) < length:
+            break  # torn
+        at += _HEAD.size + length
+        if zlib.crc32(payload) != checksum:
+            # Wrong bytes at the very end are a torn write as well: nobody was told it is durable.
+            damaged = damaged or at < len(data)
+            continue
+        if payload:
+            try:
+                finishes.append(_decoder.decode(payload))
+            except msgspec.MsgspecError:
+                damaged = True
+    return SpoolFile(finishes, damaged)
+
+
+class Spool:
+    """This process's spool; records that come together are fsynced together, on a thread."""
+
+    def __init__(self, directory: Path, process: str) -> None:
+        self._directory = directory
+        self._stem = quote(process, safe="")
+        self._generation = 0
+        self._file: int | None = None
+        self._end = 0  # bytes of the open file that are whole records
+        self._waiting: list[tuple[bytes, asyncio.Future[None]]] = []
+        self._draining = False
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="spool")
+
+    def append(self, finish: Finish) -> asyncio.Future[None]:
+        """Resolves once the finish is on disk; raises SpoolError if it is not."""
+        return self._append(encode_record(finish))
+
+    def probe(self) -> asyncio.Future[None]:
+        """Find out whether the spool takes records, with an empty one."""
+        return self._append(_HEAD.pack(0, 0))
+
+    def bytes_waiting(self) -> int:
+        """What lies in the directory still to be replayed, of all processes; 0 if unreadable."""
+        try:
+            with os.scandir(self._directory) as files:
+                return sum(
+                    file.stat().st_size
+                    for file in files
+                    if file.name.endswith((_OPEN_SUFFIX, _SEALED_SUFFIX))
+                )
+        except OSError:
+            return 0
+
+    async def seal(self, *, others: bool) -> list[Path]:
+        """Close the open file and give all that can be replayed.
+
+        `others`: take the files of other processes too; the caller knows that those are gone.
+        """
+        return await self._on_thread_seal(others=others)
+
+    async def read(self, path: Path) -> SpoolFile:
+        """Read a sealed file; raises OSError."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._executor, lambda: read_records(path.read_bytes()))
+
+    async def done(self, path: Path, *, damaged: bool) -> None:
+        """A sealed file is replayed: remove it, or keep it under another name for a person."""
+        loop = asyncio.get_running_loop()
+        if damaged:
+            aside = path.with_suffix(_DAMAGED_SUFFIX)
+            await loop.run_in_executor(self._executor, path.replace, aside)
+        else:
+            await loop.run_in_executor(self._executor, path.unlink)
+
+    def close(self) -> None:
+        """Let what is being written end, then close the file; an empty one is removed."""
+        self._executor.submit(self._close_file).result()
+        self._executor.shutdown()
+
+    def _append(self, record: bytes) -> asyncio.Future[None]:
+        loop = asyncio.get_running_loop()
+        written: asyncio.Future[None] = loop.create_future()
+        self._waiting.append((record, written))
+        if not self._draining:
+            self._draining = True
+            loop.call_soon(self._drain, loop)
+        return written
+
+    def _drain(self, loop: asyncio.AbstractEventLoop) -> None:
+        group, self._waiting = self._waiting, []
+        job = loop.run_in_executor(self._executor, self._write, b"".join(r for r, _ in group))
+        job.add_done_callback(lambda ended: self._drained(loop, group, ended))
+
+    def _drained(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        group: list[tuple[bytes, asyncio.Future[None]]],
+        job: asyncio.Future[None],
+    ) -> None:
+        error = job.exception()
+        for _, written in group:
+            if written.done():
+                continue
+            if error is None:
+                written.set_result(None)
+            else:
+                written.set_exception(SpoolError(f"the spool cannot be written: {error}"))
+        if self._waiting:
+            self._drain(loop)
+        else:
+            self._draining = False
+
+    # --- on the spool's thread -------------------------------------------------------------------
+
+    def _write(self, data: bytes) -> None:
+        if self._file is None:
+            self._file = self._open()
+            self._end = 0
+        try:
+            written = 0
+            while written < len(data):
+                written += os.write(self._file, data[written:])
+            reach("spool_unsynced")
+            os.fsync(self._file)
+        except OSError:
+            self._abandon()
+            raise
+        self._end += len(data)
+
+    def _abandon(self) -> None:
+        """After a failed write or fsync the file is not to be trusted further: cut it and leave it."""
+        assert self._file is not None
+        file, self._file = self._file, None
+        try:
+            os.ftruncate(file, self._end)
+        except OSError:
+            pass  # then its checksum says where the good records end
+        finally:
+            os.close(file)
+
+    def _open(self) -> int:
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        while True:
+            self._generation += 1
+            path = self._directory / f"{self._stem}.{self._generation}{_OPEN_SUFFIX}"
+            if path.with_suffix(_SEALED_SUFFIX).exists():
+                continue  # not replayed yet: sealing must not overwrite it
+            try:
+                file = os.open(
+                    path,
+                    os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND,
+                    0o600,
+                )
+            except FileExistsError:
+                continue
+            self._sync_directory()
+            return file
+
+    def _sync_directory(self) -> None:
+        directory = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+
+    async def _on_thread_seal(self, *, others: bool) -> list[Path]:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._executor, self._seal, others)
+
+    def _seal(self, others: bool) -> list[Path]:  # noqa: FBT001 - an executor takes no keywords
+        self._close_file()
+        if not self._directory.is_dir():
+            return []
+        for path in self._directory.iterdir():
+            ours = path.name.startswith(f"{self._stem}.")
+            if path.suffix == _OPEN_SUFFIX and (ours or others):
+                path.replace(path.with_suffix(_SEALED_SUFFIX))
+        return sorted(path for path in self._directory.iterdir() if path.suffix == _SEALED_SUFFIX)
+
+    def _close_file(self) -> None:
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+
+_encoder: Final = msgspec.json.Encoder()
+_decoder: Final = msgspec.json.Decoder(Finish)

@@ -1,0 +1,1 @@
+"""The gateway: HTTP in, HTTP out; it knows OpenAI's wire format and no tables."""

@@ -1,0 +1,1 @@
+"""Litestar controllers: the credit store, the admin API, and operations."""

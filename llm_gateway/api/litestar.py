@@ -1,0 +1,88 @@
+"""The Litestar application: everything that is served over HTTP except the calls themselves."""
+
+from typing import Final
+
+from litestar import Litestar, Response, Router
+from litestar.datastructures import State
+from litestar.di import Provide
+from litestar.openapi.config import OpenAPIConfig
+from litestar.openapi.plugins import JsonRenderPlugin, YamlRenderPlugin
+from litestar.openapi.spec import Components, SecurityScheme
+from litestar.types import ControllerRouterHandler, Message, Scope
+
+from llm_gateway import errors
+from llm_gateway.api import problems
+from llm_gateway.api.admin import admin_router
+from llm_gateway.api.models import models_router
+from llm_gateway.api.ops import HealthController, MetricsController
+from llm_gateway.api.state import ApiState, Dependency, ModelOffer, Surface
+from llm_gateway.api.store import store_router
+
+__all__ = ["ApiState", "Dependency", "ModelOffer", "Surface", "create_api"]
+
+BODY_BYTES_MAX: Final = 256 * 1024  # price books have a limit of their own
+
+
+def create_api(state: ApiState, surface: Surface = Surface.ALL) -> Litestar:
+    """The application with the endpoints of `surface`.
+
+    With `admin_host` set, make one with PUBLIC for the main address and one with OPERATIONS for the
+    other; health is on both.
+    """
+
+    def api() -> ApiState:
+        return state
+
+    async def add_request_id(message: Message, _scope: Scope) -> None:
+        if message["type"] == "http.response.start":
+            event_id = state.new_event_id(state.now_ms())
+            message["headers"] = [*message["headers"], (b"x-request-id", event_id.encode())]
+
+    return Litestar(
+        route_handlers=_handlers(surface),
+        dependencies={"api": Provide(api, sync_to_thread=False)},
+        state=State({"api": state}),  # for guards, which are handed no dependency
+        exception_handlers={Exception: problems.answer},
+        before_send=[add_request_id],
+        openapi_config=_openapi() if Surface.OPERATIONS in surface else None,
+        request_max_body_size=BODY_BYTES_MAX,
+        logging_config=None,
+        debug=False,
+    )
+
+
+def _handlers(surface: Surface) -> list[ControllerRouterHandler]:
+    handlers: list[ControllerRouterHandler] = [HealthController]
+    if Surface.PUBLIC in surface:
+        handlers += [models_router(), store_router()]
+    if Surface.OPERATIONS in surface:
+        handlers += [MetricsController, admin_router()]
+    return handlers
+
+
+def _openapi() -> OpenAPIConfig:
+    """/schema as JSON and YAML: pages that draw it would load their code from the internet."""
+    return OpenAPIConfig(
+        title="llm-gateway",
+        version="1",
+        render_plugins=[JsonRenderPlugin(path=["/", "/openapi.json"]), YamlRenderPlugin()],
+        openapi_router=Router(
+            "/schema", route_handlers=[], include_in_schema=False, after_request=_no_page
+        ),
+        use_handler_docstrings=True,
+        components=Components(
+            security_schemes={"bearer": SecurityScheme(type="http", scheme="bearer")}
+        ),
+        security=[{"bearer": []}],
+    )
+
+
+def _no_page(response: Response[bytes]) -> Response[bytes]:
+    # Litestar answers an unknown address below /schema with a page of HTML.
+    if response.status_code != errors.NotFoundError.status:
+        return response
+    return Response(
+        errors.NotFoundError().envelope(),
+        status_code=errors.NotFoundError.status,
+        media_type="application/json",
+    )

@@ -1,0 +1,47 @@
+"""For whoever runs the gateway: is it alive, can it take calls, what does it count."""
+
+from typing import Final
+
+from litestar import Controller, Response, get
+from litestar.di import NamedDependency
+
+from llm_gateway.api.state import ApiState
+from llm_gateway.api.views import DependencyView, HealthView, ReadyView
+
+PROMETHEUS_TEXT: Final = "text/plain; version=0.0.4"
+
+
+class HealthController(Controller):
+    """Open to all, and telling nothing that is worth hiding."""
+
+    @get("/healthz", tags=["operations"], security=[{}])
+    async def alive(self) -> HealthView:
+        """The process answers; says nothing about what it depends on."""
+        return HealthView()
+
+    @get("/readyz", tags=["operations"], security=[{}])
+    async def ready(self, api: NamedDependency[ApiState]) -> Response[ReadyView]:
+        """A row for each dependency; 503 while one of them is down."""
+        dependencies = await api.readiness()
+        up = all(dependency.up for dependency in dependencies)
+        view = ReadyView(
+            status="ready" if up else "unavailable",
+            dependencies=[
+                DependencyView(
+                    name=dependency.name,
+                    status="up" if dependency.up else "down",
+                    detail=dependency.detail,
+                )
+                for dependency in dependencies
+            ],
+        )
+        return Response(view, status_code=200 if up else 503)
+
+
+class MetricsController(Controller):
+    """Counts without accounts or keys."""
+
+    @get("/metrics", media_type=PROMETHEUS_TEXT, tags=["operations"], security=[{}])
+    async def metrics(self, api: NamedDependency[ApiState]) -> str:
+        """Prometheus' text format."""
+        return api.metrics()

@@ -1,0 +1,134 @@
+"""`llm-gateway keys`: the keys that open the gateway, for users and for internal services."""
+
+from datetime import UTC, datetime, timedelta
+
+import rich_click as click
+
+from llm_gateway import clock
+from llm_gateway.api.views import KeyList, KeyView, NewKeyView, moment
+from llm_gateway.cli.client import Client, admin_command, json_option, segment
+from llm_gateway.cli.failure import CommandError
+from llm_gateway.cli.output import print_facts, print_json, print_rest, print_table
+
+
+@click.group()
+def keys() -> None:
+    """Make, list and revoke keys."""
+
+
+@keys.command()
+@click.option("--account", metavar="ID", help="Make a user key, which bills this account.")
+@click.option("--app", metavar="NAME", help="Make an app key, for calls that name the account.")
+@click.option(
+    "--bills", multiple=True, metavar="ID", help="An account that an app key may bill (repeatable)."
+)
+@click.option("--default-scene", default="default", show_default=True, metavar="SCENE")
+@click.option(
+    "--scene", "scenes", multiple=True, help="A scene that X-Scene may name (repeatable)."
+)
+@click.option(
+    "--model", "models", multiple=True, help="A model, or prefix*, that it may call (repeatable)."
+)
+@click.option("--expires", metavar="WHEN", help="A time such as 2027-01-31T12:00Z, or 90d, 12h.")
+@click.option("--description", default="", help="What it is for.")
+@json_option
+@admin_command
+def create(
+    client: Client,
+    account: str | None,
+    app: str | None,
+    bills: tuple[str, ...],
+    default_scene: str,
+    scenes: tuple[str, ...],
+    models: tuple[str, ...],
+    expires: str | None,
+    description: str,
+    as_json: bool,
+) -> None:
+    """Make a key and show it, this once."""
+    if bool(account) == bool(app):
+        raise CommandError("give either --account (a user key) or --app (an app key)")
+    if bills and account:
+        raise CommandError("--bills is for app keys: a user key bills its own account")
+    body = {
+        "kind": "user" if account else "app",
+        "account": account or "",
+        "app": app or "",
+        "accounts": list(bills),
+        "default_scene": default_scene,
+        "scenes": list(scenes),
+        "models": list(models),
+        "description": description,
+        "expires_at": parse_when(expires, clock.now_ms()) if expires else None,
+    }
+    made = client.post("/admin/keys", NewKeyView, body)
+    if as_json:
+        print_json(made)
+        return
+    click.echo(made.token)
+    click.echo(f"key {made.key.key_id}; it is not shown again", err=True)
+
+
+@keys.command("list")
+@click.option("--account", metavar="ID", help="Only this account's.")
+@click.option("--page", type=click.IntRange(1), default=1, show_default=True)
+@click.option("--page-size", type=click.IntRange(1, 100), default=50, show_default=True)
+@json_option
+@admin_command
+def list_keys(
+    client: Client, account: str | None, page: int, page_size: int, as_json: bool
+) -> None:
+    """List keys, without what makes them work."""
+    found = client.get("/admin/keys", KeyList, account=account, page=page, page_size=page_size)
+    if as_json:
+        print_json(found)
+        return
+    rows = [
+        (
+            key.key_id,
+            f"{key.prefix}...",
+            f"{key.kind} {key.account or key.app}",
+            [key.default_scene, *(name for name in key.scenes if name != key.default_scene)],
+            key.models or "any",
+            _state(key),
+        )
+        for key in found.items
+    ]
+    print_table(("key", "begins", "for", "scenes", "models", "state"), rows)
+    print_rest(len(found.items), found.total)
+
+
+@keys.command()
+@click.argument("key_id")
+@json_option
+@admin_command
+def revoke(client: Client, key_id: str, as_json: bool) -> None:
+    """Withdraw a key for good."""
+    key = client.post(f"/admin/keys/{segment(key_id)}/revoke", KeyView)
+    if as_json:
+        print_json(key)
+        return
+    print_facts([("key", key.key_id), ("revoked", key.revoked_at)])
+
+
+def parse_when(text: str, now_ms: int) -> datetime:
+    """A moment of the command line: ISO 8601 (UTC if it names no zone), or days or hours from now.
+
+    Raises CommandError.
+    """
+    number, unit = text[:-1], text[-1:]
+    if number.isascii() and number.isdigit() and unit in ("d", "h") and len(number) <= 5:
+        hours = int(number) * (24 if unit == "d" else 1)
+        return moment(now_ms) + timedelta(hours=hours)
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError:
+        message = f'"{text}" is no time: expected 2027-01-31T12:00Z, or 90d, or 12h'
+        raise CommandError(message) from None
+    return time if time.tzinfo else time.replace(tzinfo=UTC)
+
+
+def _state(key: KeyView) -> str:
+    if key.revoked:
+        return "revoked"
+    return f"until {key.expires_at:%Y-%m-%d %H:%M}Z" if key.expires_at else ""

@@ -1,0 +1,1 @@
+"""One module per family of endpoints: reads a request, rewrites it, bounds what it can cost."""

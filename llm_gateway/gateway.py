@@ -1,0 +1,339 @@
+"""The gateway of one process: what every call needs, the calls now running, and the tick that minds them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from billing.books import BooksStaleError, NoBookError
+from billing.context import BillingContext
+from billing.guard import Bounds
+from billing.holds import GuardUnavailableError, HoldBeat
+from llm_gateway import clock, errors
+from llm_gateway.call import Call
+from llm_gateway.config import SceneConfig
+from llm_gateway.dialects import chat
+from llm_gateway.identity import may_use_model
+from llm_gateway.logs import CallLine
+from llm_gateway.relay import JsonBudget
+from llm_gateway.routing import Route, route
+from llm_gateway.tokens import COUNTED_BYTES_MAX, Count
+from llm_gateway.verdict import Policy
+from pricing_rules.lint import near_rule_toml
+from pricing_rules.match import match
+from pricing_rules.price import Ceiling, ceiling_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from billing.books import PriceBooks
+    from billing.guard import CreditBalanceGuard
+    from billing.holds import HoldStore
+    from billing.keys import Keys
+    from billing.settlement.outbox import Outbox
+    from llm_gateway.config import Config
+    from llm_gateway.front import Front, Headers
+    from llm_gateway.identity import Caller
+    from llm_gateway.logs import LineWriter
+    from llm_gateway.metrics import Metrics
+    from llm_gateway.tokens import TokenCounter
+    from llm_gateway.upstream import Upstream
+    from pricing_rules.book import Book, Rule
+
+CHAT_COMPLETIONS: Final = b"/v1/chat/completions"
+JSON_ANSWERS_BYTES_MAX: Final = 256 * 1024 * 1024  # of all buffered JSON answers together
+DRAINS_MAX: Final = 64  # abandoned streams that are read on at once
+DRAIN_SECONDS_MAX: Final = 120.0
+# What the chat template adds to each message:
+# https://cookbook.openai.com/examples/how_to_count_tokens_with_tiktoken
+TEMPLATE_TOKENS: Final = 3
+HEARTBEAT_SECONDS: Final = 2.0
+
+_log = logging.getLogger(__name__)
+
+
+class Target(msgspec.Struct, frozen=True, kw_only=True):
+    """One way to serve a call, priced: the route, the rule, and what is to be held for it."""
+
+    route: Route
+    scene: str
+    rule: Rule
+    ceiling: Ceiling
+    bounds: Bounds
+
+
+class Quote(msgspec.Struct, frozen=True, kw_only=True):
+    """What a call may cost, fixed at admission: book, rules and targets in the order they are tried."""
+
+    request: chat.ChatRequest
+    context: BillingContext
+    targets: tuple[Target, ...]
+
+
+class Gateway:
+    """Holds what calls share. Made once by app.py."""
+
+    def __init__(  # noqa: PLR0913 - its parts, each by name
+        self,
+        *,
+        config: Config,
+        keys: Keys,
+        books: PriceBooks,
+        holds: HoldStore,
+        guard: CreditBalanceGuard,
+        outbox: Outbox,
+        upstreams: Mapping[str, Upstream],
+        tokens: TokenCounter,
+        metrics: Metrics,
+        log: LineWriter,
+    ) -> None:
+        self.config = config
+        self.keys = keys
+        self.books = books
+        self.holds = holds
+        self.guard = guard
+        self.outbox = outbox
+        self.upstreams = upstreams
+        self.tokens = tokens
+        self.metrics = metrics
+        self._log = log
+        self.policy = Policy(
+            no_usage=config.pricing.no_usage, empty_answer=config.pricing.empty_answer
+        )
+        self.json_budget = JsonBudget(JSON_ANSWERS_BYTES_MAX)
+        self.body_bytes_max = config.server.body_bytes_max
+        self.stopping = False
+        self.calls: set[Call] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._scenes = {scene.name: scene for scene in config.scenes}
+        self._beats: dict[str, int] = {}
+        self._draining = 0
+        self._mind_usage_option: set[str] = set()  # providers that answer 400 to stream_options
+
+    # -- what connections ask ----------------------------------------------------------------
+
+    def is_hot(self, method: bytes, path: bytes) -> bool:
+        """Whether a request is a call, to be answered on the data plane."""
+        return path == CHAT_COMPLETIONS and method == b"POST"
+
+    def start(self, client: Front, headers: Headers) -> Call:
+        """Begin a call; it runs by itself."""
+        call = Call(self, client, headers)
+        self.calls.add(call)
+        task = client.loop.create_task(call.run())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return call
+
+    # -- what calls ask ----------------------------------------------------------------------
+
+    def check_admitting(self) -> None:
+        """Raises ShuttingDownError or DatabaseUnavailableError while no call may begin."""
+        if self.stopping:
+            raise errors.ShuttingDownError
+        if not self.outbox.durable:
+            raise errors.DatabaseUnavailableError
+
+    def quote(
+        self, caller: Caller, request: chat.ChatRequest, event_id: str, started_at: int
+    ) -> Quote:
+        """Route and price a call before anything is sent.
+
+        Raises ModelNotAllowedError, ModelNotFoundError, NoPriceRuleError, UnboundedCostError,
+        BooksStaleError, ProviderOffError.
+        """
+        if not may_use_model(caller.key, request.model):
+            raise errors.ModelNotAllowedError(request.model)
+        try:
+            version, book = self.books.current(started_at)
+        except (BooksStaleError, NoBookError):
+            raise errors.BooksStaleError from None
+        routes = route(self.config, request.model)
+        targets = [
+            target for one in routes if (target := self._target(book, caller.scene, request, one))
+        ]
+        if not targets:
+            raise self._no_rule(caller.scene, routes[0])
+        first = targets[0]
+        context = BillingContext(
+            event_id=event_id,
+            account=caller.account,
+            key_id=caller.key.key_id,
+            app=caller.key.app,
+            scene=caller.scene,
+            provider=first.route.provider.name,
+            model_requested=request.model,
+            model_sent=first.route.model_sent,
+            run_id=caller.run_id,
+            client_request_id=caller.client_request_id,
+            book=version,
+            rule=first.rule.id,
+            started_at=started_at,
+        )
+        return Quote(
+            request=request,
+            context=context,
+            targets=tuple(targets),
+        )
+
+    def _target(
+        self, book: Book, scene: str, request: chat.ChatRequest, one: Route
+    ) -> Target | None:
+        rule = match(book, scene, one.provider.name, one.model_sent)
+        if rule is None and self.config.pricing.unknown_model == "fallback":
+            rule = next((r for r in book.rules if r.id == self.config.pricing.fallback_rule), None)
+        if rule is None:
+            return None
+        bounds = Bounds(
+            input_tokens=chat.input_bound(request, one.model),
+            choices=request.n,
+            client_limit=request.limit,
+            model_max_output=one.model.max_output_tokens,
+            extra_output=request.n * request.prediction_bytes,
+        )
+        return Target(route=one, scene=scene, rule=rule, ceiling=ceiling_of(rule), bounds=bounds)
+
+    def _no_rule(self, scene: str, one: Route) -> errors.NoPriceRuleError:
+        provider, model = one.provider.name, one.model_sent
+        toml = near_rule_toml(scene, provider, model)
+        return errors.NoPriceRuleError(scene=scene, provider=provider, model=model, rule_toml=toml)
+
+    def scene(self, name: str) -> SceneConfig:
+        """The settings of a scene; the defaults if the file does not name it."""
+        return self._scenes.get(name) or SceneConfig(name=name)
+
+    def count_input(self, request: chat.ChatRequest, target: Target) -> Count:
+        """About how many tokens the input of a request has, for answers that report no usage."""
+        prompt = chat.prompt(request)
+        count = self.tokens.count(target.route.model_sent, prompt.text)
+        model = target.route.model
+        others = (
+            request.images * (model.image_tokens_max or 0)
+            + request.audios * (model.audio_tokens_max or 0)
+            + request.files * (model.file_tokens_max or 0)
+        )
+        return Count(count.tokens + TEMPLATE_TOKENS * prompt.messages + others, count.source)
+
+    def text_bytes_to_count(self, model: str) -> int:
+        """How much text of an answer to keep for counting; 0 where bytes are all there is to go by."""
+        return COUNTED_BYTES_MAX if self.tokens.can_count(model) else 0
+
+    def asks_usage(self, provider: str) -> bool:
+        """Whether a provider is asked to report usage at the end of a stream."""
+        return provider not in self._mind_usage_option
+
+    def ask_usage_no_more(self, provider: str) -> None:
+        """Remember, until the next start, that a provider refuses to be asked."""
+        self._mind_usage_option.add(provider)
+
+    def drains(self, target: Target) -> bool:
+        """Whether an answer is read on to its usage when the client has left."""
+        policy = self.scene(target.scene).on_client_gone or target.route.provider.on_client_gone
+        return policy == "drain"
+
+    def begin_drain(self) -> bool:
+        """Take one of the places for abandoned streams; False if all are taken."""
+        if self._draining >= DRAINS_MAX:
+            return False
+        self._draining += 1
+        return True
+
+    def ended(self, call: Call) -> None:
+        """A call is over, one way or the other."""
+        self.calls.discard(call)
+        self._beats.pop(call.event_id, None)
+        if call.draining_since is not None:
+            self._draining -= 1
+        self.metrics.call_ended(call)
+        self._log.call(call_line(call))
+
+    # -- the tick ----------------------------------------------------------------------------
+
+    async def heartbeat(self) -> None:
+        """Note what running streams have cost so far, so that a crash leaves evidence of it."""
+        beats = []
+        for call in self.calls:
+            spent = min(call.progress(), call.grant)
+            if spent and self._beats.get(call.event_id) != spent:
+                self._beats[call.event_id] = spent
+                beats.append(HoldBeat(call.event_id, call.grant, spent))
+        if beats:
+            try:
+                await self.holds.heartbeat(beats)
+            except GuardUnavailableError:
+                self._beats.clear()
+                _log.warning("the progress of %d calls could not be noted", len(beats))
+
+    def end_overdue(self) -> None:
+        """End calls that run longer than allowed, and drains that take too long."""
+        now = clock.monotonic()
+        for call in list(self.calls):
+            if now - call.started > self.config.guard.call_seconds_max:
+                call.stop("call_seconds_max")
+            elif call.draining_since is not None and now - call.draining_since > DRAIN_SECONDS_MAX:
+                call.stop_draining()
+
+    def update_gauges(self, unsettled_age_ms: int) -> None:
+        """Figures that /metrics shows and nobody counts as they change."""
+        self.metrics.open_streams = sum(call.streamed for call in self.calls)
+        self.metrics.unsettled_age_seconds = unsettled_age_ms / 1000
+        self.metrics.spool_bytes = self.outbox.spool_bytes()
+
+    # -- the end -----------------------------------------------------------------------------
+
+    async def finish_calls(self, seconds: float) -> None:
+        """Let running calls end by themselves for a while, then end them; returns when none is left."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=seconds)
+        self.end_all("shutting_down")
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+    def end_all(self, reason: str) -> None:
+        """End the calls that still run."""
+        for call in list(self.calls):
+            call.stop(reason)
+
+
+def call_line(call: Call) -> CallLine:
+    """What the log says of a call that is over; nothing of its content."""
+    context, verdict = call.context, call.verdict
+    now = clock.monotonic()
+    line = CallLine(
+        finished_at=clock.now_ms(),
+        event_id=call.event_id,
+        status=call.status,
+        outcome=call.outcome,
+        duration_ms=int((now - call.started) * 1000),
+        stream=call.streamed,
+        first_token_ms=int(((call.first_byte or call.started) - call.started) * 1000),
+    )
+    if context is None:
+        return line
+    line = msgspec.structs.replace(
+        line,
+        account=context.account,
+        key_id=context.key_id,
+        app=context.app,
+        scene=context.scene,
+        provider=context.provider,
+        model_requested=context.model_requested,
+        model_sent=context.model_sent,
+        book=context.book,
+        rule=context.rule,
+        held_micro_credits=call.grant,
+        client_request_id=context.client_request_id,
+        run_id=context.run_id,
+    )
+    if verdict is None:
+        return line
+    return msgspec.structs.replace(
+        line,
+        input_tokens=verdict.usage.total_input,
+        output_tokens=verdict.usage.total_output,
+        quality=verdict.quality,
+        amount_micro_credits=verdict.amount,
+    )

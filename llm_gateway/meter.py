@@ -1,0 +1,847 @@
+"""Pure: reads usage and progress off an answer while its bytes pass, and says which may pass now.
+
+A stream is fed as it arrives, in any pieces; what `feed` and `finish` return, put together, depends
+on the bytes alone. Nothing here awaits, and an ordinary chunk is not decoded: see `_Frame`.
+"""
+
+import json
+import re
+from typing import Final
+
+import msgspec
+
+from llm_gateway import sse
+from llm_gateway.tokens import TextMeasure, measure
+from pricing_rules.usage import TOKENS_MAX, ReportedUsage, Usage
+
+# An unfinished event larger than this is passed on except its end, where usage would stand.
+EVENT_BYTES_MAX: Final = 256 * 1024
+EVENT_END_BYTES: Final = 64 * 1024
+# What may be held for the end: the usage-only event, `[DONE]`, and a little after it.
+HELD_BYTES_MAX: Final = 64 * 1024
+RAW_USAGE_BYTES_MAX: Final = 16 * 1024
+# Delivered text is measured in pieces of this size: measuring costs per call, not per byte.
+_MEASURE_BYTES: Final = 4096
+_FRAMES_MAX: Final = 4
+_NONSENSE: Final = -1  # a count of no sensible type: `normalise` finds it implausible
+
+_TEXT: Final = re.compile(
+    rb'"(?:content|reasoning_content|reasoning|refusal|arguments)"[ ]?:[ ]?"'
+    rb'([^"\\\r\n]*(?:\\[^\r\n][^"\\\r\n]*)*)"'
+)
+_PADDING: Final = b'"obfuscation":"'  # OpenAI pads every chunk with a random string
+_BINARY: Final = re.compile(rb';base64,|"b64_json"|"audio"')
+_LATE_USAGE: Final = re.compile(rb'"usage"[ \t\r\n]*:[ \t\r\n]*(?=\{)')
+_LATE_FINISH: Final = re.compile(rb'"finish_reason"[ \t\r\n]*:[ \t\r\n]*"')
+
+
+class JsonAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """What a JSON (not streamed) answer says about itself."""
+
+    reported: ReportedUsage | None  # None: the answer names no usage
+    raw_usage: bytes  # the provider's usage object as JSON; b"" without one
+    has_content: bool
+    delivered: TextMeasure
+    text: bytes  # the text that was delivered, UTF-8
+    error: bool  # an error object, or no JSON object at all
+
+
+def read_json_answer(body: bytes) -> JsonAnswer:
+    """Read a whole JSON answer; never raises, whatever the body is."""
+    answer = _decode(body)
+    if not isinstance(answer, dict):
+        return JsonAnswer(
+            reported=None,
+            raw_usage=b"",
+            has_content=False,
+            delivered=TextMeasure(),
+            text=b"",
+            error=True,
+        )
+    usage = _UsageReader()
+    usage.read(answer)
+    texts: list[bytes] = []
+    has_content = False
+    for choice in _choices(answer):
+        has_content |= _collect(choice, texts)
+    text = b"".join(texts)
+    return JsonAnswer(
+        reported=usage.reported,
+        raw_usage=usage.raw,
+        has_content=has_content,
+        delivered=measure(text),
+        text=text,
+        error=_is_error(answer),
+    )
+
+
+def is_all_zero(reported: ReportedUsage) -> bool:
+    """Whether a report says that nothing was used: not to be believed of an answer with content."""
+    return not (reported.prompt or reported.completion or reported.total)
+
+
+class _Frame(msgspec.Struct, frozen=True, kw_only=True):
+    """A chunk with its text taken out: all but the text stays the same from chunk to chunk.
+
+    An event that equals the frame except for what stands between the quotes of one JSON string
+    (and of OpenAI's padding string) decodes to the same chunk with another text, so it needs no
+    decoding, and what has to be cut out of it is known.
+    """
+
+    head: bytes  # up to the text's opening quote
+    middle: bytes  # from its closing quote, to the padding's opening quote or the event's end
+    tail: bytes  # from the padding's closing quote; b"" without padding
+    changed: bool  # whether something is cut out; the three that follow are then what passes
+    head_out: bytes
+    middle_out: bytes
+    tail_out: bytes
+
+
+class StreamMeter:
+    """Meters one streamed answer.
+
+    feed() while bytes come; end() when the upstream's body has ended well; then `reported` and the
+    others are final; finish() once the charge is durable. A stream that breaks off gets
+    error_chunk() or cut() in place of end() and finish().
+    """
+
+    __slots__ = (
+        "_after_cr",
+        "_choices",
+        "_created",
+        "_done",
+        "_ended",
+        "_frames",
+        "_held",
+        "_id",
+        "_large_is_text",
+        "_last_went",
+        "_measured",
+        "_model",
+        "_passed",
+        "_pieces",
+        "_pieces_bytes",
+        "_quiet",
+        "_tail",
+        "_text",
+        "_text_bytes_max",
+        "_usage",
+        "_wants_usage",
+        "error_event",
+        "has_content",
+        "saw_done",
+    )
+
+    def __init__(self, *, client_wants_usage: bool, text_bytes_max: int = 0) -> None:
+        """`text_bytes_max`: how much delivered text to keep for counting (0: only measured)."""
+        self.saw_done = False
+        self.error_event = False
+        self.has_content = False
+        self._wants_usage = client_wants_usage
+        self._usage = _UsageReader()
+        self._frames: list[_Frame] = []
+        self._quiet = True  # no tail, nothing held, nothing half seen: frames may be tried
+        self._tail = bytearray()  # the unfinished event
+        self._passed = 0  # bytes of it that were passed on because it is so large
+        self._large_is_text = False
+        self._held = b""
+        self._last_went = "out"  # where the last event went, for the LF of a CR LF cut in half
+        self._after_cr = False
+        self._done = False  # from [DONE] on everything is held
+        self._ended = False
+        self._choices: dict[int, bool] = {}  # index -> still open
+        self._id: object = None
+        self._model: object = None
+        self._created: object = None
+        self._pieces: list[bytes] = []
+        self._pieces_bytes = 0
+        self._measured = TextMeasure()
+        self._text_bytes_max = text_bytes_max
+        self._text: bytearray | None = bytearray() if text_bytes_max else None
+
+    # What is known so far
+
+    @property
+    def reported(self) -> ReportedUsage | None:
+        """Usage as the provider reported it; None until it did. Not yet judged: see normalise."""
+        return self._usage.reported
+
+    @property
+    def raw_usage(self) -> bytes:
+        """The provider's last usage object as JSON; b"" without one."""
+        return self._usage.raw
+
+    @property
+    def delivered(self) -> TextMeasure:
+        """The measure of all text passed on so far (tool calls and reasoning included)."""
+        self._measure_pieces()
+        return self._measured
+
+    @property
+    def delivered_bytes(self) -> int:
+        """UTF-8 bytes of the text passed on so far."""
+        return self._measured.total + self._pieces_bytes
+
+    @property
+    def text(self) -> bytes | None:
+        """The text itself, UTF-8; None if it is not kept or grew over `text_bytes_max`."""
+        self._measure_pieces()
+        return None if self._text is None else bytes(self._text)
+
+    @property
+    def choices_open(self) -> tuple[int, ...]:
+        """Indices of the choices seen that have no finish_reason yet."""
+        return tuple(sorted(index for index, is_open in self._choices.items() if is_open))
+
+    # Bytes in, bytes out
+
+    def feed(self, data: bytes) -> bytes:
+        """Take body bytes; return what may go to the client now, b"" for nothing."""
+        if self._quiet:
+            out = self._by_frame(data)
+            if out is not None:
+                return out
+        return self._feed(data)
+
+    def end(self) -> None:
+        """The upstream's body ended as it should: read what its last event, unfinished, says."""
+        if self._ended:
+            return
+        self._ended = True
+        self._quiet = False
+        tail = bytes(self._tail)
+        self._tail.clear()
+        if tail:
+            self._held += self._end_of_large(tail) if self._is_large(tail) else self._event(tail)
+
+    def finish(self) -> bytes:
+        """What was held back; to be called when the charge is durable."""
+        self.end()
+        held, self._held = self._held, b""
+        return held
+
+    def cut(self, usage: Usage | None = None) -> bytes:
+        """End the stream early, validly: finish_reason "length" for each open choice, [DONE].
+
+        `usage` is what the call is charged for; it goes to a client that asked for usage.
+        """
+        if self.saw_done:
+            return self.finish()
+        parts = [self._close_event(), self._held]
+        self._close()
+        still_open = self.choices_open or (() if self._choices else (0,))
+        for index in still_open:
+            choice = {"index": index, "delta": {}, "logprobs": None, "finish_reason": "length"}
+            parts.append(self._own_chunk([choice], None))
+            self._choices[index] = False
+        if self._wants_usage and usage is not None:
+            parts.append(self._own_chunk([], _usage_object(usage)))
+        parts.append(sse.DONE_EVENT)
+        return b"".join(parts)
+
+    def error_chunk(self, envelope: bytes) -> bytes:
+        """End the stream with an error event (OpenAI's envelope as JSON); there is no [DONE]."""
+        parts = [self._close_event(), b"" if self.saw_done else self._held]
+        self._close()
+        parts.append(sse.write_event(envelope))
+        return b"".join(parts)
+
+    # The path of an ordinary chunk
+
+    def _by_frame(self, event: bytes) -> bytes | None:
+        """What to pass for an event that a frame fits; None if none does."""
+        for frame in self._frames:
+            head, middle, tail = frame.head, frame.middle, frame.tail
+            if not event.startswith(head):
+                continue
+            begin = len(head)
+            match = sse.STRING_REST.match(event, begin)
+            assert match is not None  # it matches the empty string too
+            end = match.end()
+            if not event.startswith(middle, end):
+                continue
+            at = end + len(middle)
+            padded = at
+            if tail:
+                padding = sse.STRING_REST.match(event, at)
+                assert padding is not None
+                padded = padding.end()
+                if not event.startswith(tail, padded):
+                    continue
+            if padded + len(tail) != len(event):
+                continue
+            text = event[begin:end]
+            self._add_text(_unescape(text) if b"\\" in text else text)
+            if not frame.changed:
+                return event
+            return b"%b%b%b%b%b" % (
+                frame.head_out,
+                text,
+                frame.middle_out,
+                event[at:padded],
+                frame.tail_out,
+            )
+        return None
+
+    def _learn(self, event: bytes, parsed: sse.Event, text: bytes) -> None:
+        """Make a frame of an ordinary event with this one text; if its place is plain to see."""
+        begin = end = -1
+        for match in _TEXT.finditer(event, parsed.data_at):
+            if match.start(1) == match.end(1):
+                continue
+            if begin >= 0:
+                return
+            begin, end = match.span(1)
+        raw = event[begin:end]
+        if begin < 0 or text not in (raw, _unescape(raw)):
+            return
+        at = event.find(_PADDING, end)
+        at = padded = len(event) if at < 0 else at + len(_PADDING)
+        if at < len(event):
+            padding = sse.STRING_REST.match(event, at)
+            assert padding is not None
+            padded = padding.end()
+        spans = sse.null_usage_spans(event, parsed.data_at) if not self._wants_usage else []
+        frame = _Frame(
+            head=event[:begin],
+            middle=event[end:at],
+            tail=event[padded:],
+            changed=bool(spans),
+            head_out=_without(event, spans, 0, begin),
+            middle_out=_without(event, spans, end, at),
+            tail_out=_without(event, spans, padded, len(event)),
+        )
+        self._frames = [frame, *self._frames[: _FRAMES_MAX - 1]]
+
+    # Everything else
+
+    def _feed(self, data: bytes) -> bytes:
+        if self._ended or not data:
+            return b""
+        self._quiet = False
+        if self._after_cr:
+            self._after_cr = False
+            if data[0] == 0x0A:
+                return self._route(b"\n") + self._feed(data[1:])
+        if self._done:
+            self._hold(data)
+            return b""
+        out = self._whole_events(data)
+        if len(self._tail) > EVENT_BYTES_MAX:
+            out.append(self._pass_large())
+        self._quiet = not (self._tail or self._held or self._after_cr or self._done)
+        return b"".join(out)
+
+    def _whole_events(self, data: bytes) -> list[bytes]:
+        """What may pass of the events that this read completes; the rest is the new tail."""
+        scan = max(0, len(self._tail) - 2)  # a line end may have been cut in half
+        buffer = data
+        if self._tail:
+            self._tail += data
+            if not sse.EVENT_END.search(self._tail, scan):
+                return []
+            buffer = bytes(self._tail)
+        out: list[bytes] = []
+        at = 0
+        while not self._done and (match := sse.EVENT_END.search(buffer, scan)):
+            event = buffer[at : match.end()]
+            at = scan = match.end()
+            out.append(self._end_of_large(event) if self._is_large(event) else self._event(event))
+        rest = buffer[at:]
+        self._after_cr = at > 0 and not rest and buffer[-1] == 0x0D
+        if self._done:
+            self._hold(rest)
+            rest = b""
+        self._tail = bytearray(rest)
+        return out
+
+    def _event(self, event: bytes) -> bytes:
+        """Read one whole event; return what of it may pass now."""
+        if not self._held:
+            self._last_went = "out"
+            framed = self._by_frame(event)
+            if framed is not None:
+                return framed
+        parsed = sse.read_event(event)
+        if parsed.data is None:
+            return self._comment(event)
+        if parsed.data.strip() == sse.DONE:
+            return self._done_event(event)
+        chunk = _decode(parsed.data)
+        if not isinstance(chunk, dict):
+            self.error_event |= parsed.name == b"error"
+            return self._release(event)
+        return self._chunk(event, parsed, chunk)
+
+    def _comment(self, event: bytes) -> bytes:
+        """An event that says nothing passes, but does not overtake what is held."""
+        if not self._held or len(self._held) > HELD_BYTES_MAX:
+            return self._release(event)
+        self._held += event
+        self._last_went = "held"
+        return b""
+
+    def _done_event(self, event: bytes) -> bytes:
+        self.saw_done = self._done = True
+        if self.error_event:  # an answer that failed is never said to be complete
+            self._last_went = "dropped"
+            return b""
+        self._held += event
+        self._last_went = "held"
+        return b""
+
+    def _chunk(self, event: bytes, parsed: sse.Event, chunk: dict[object, object]) -> bytes:
+        if self._id is None:
+            self._id = chunk.get("id")
+        self._model = self._model or chunk.get("model")
+        self._created = self._created or chunk.get("created")
+        is_error = parsed.name == b"error" or _is_error(chunk)
+        self.error_event |= is_error
+        usage_before = self._usage.seen
+        self._usage.read(chunk)
+        texts: list[bytes] = []
+        choices = _choices(chunk)
+        finished = self._read_choices(choices, texts)
+        for text in texts:
+            self._add_text(text)
+        if not chunk.get("choices") and not is_error and chunk.get("usage") is not None:
+            return self._usage_only(event, parsed)
+        ordinary = usage_before == self._usage.seen and not finished and not is_error
+        if ordinary and len(choices) == len(texts) == 1 and _is_one_plain_line(event, parsed):
+            self._learn(event, parsed, texts[0])
+        return self._release(event if self._wants_usage else sse.strip_null_usage(event, parsed))
+
+    def _read_choices(self, choices: list[dict[object, object]], texts: list[bytes]) -> bool:
+        """Note text and ends of a chunk's choices; whether one of them ended."""
+        finished = False
+        for position, choice in enumerate(choices):
+            index = choice.get("index")
+            index = index if type(index) is int else position
+            self.has_content |= _collect(choice, texts)
+            if choice.get("finish_reason") is not None:
+                self._choices[index] = False
+                finished = True
+            else:
+                self._choices.setdefault(index, True)
+        return finished
+
+    def _usage_only(self, event: bytes, parsed: sse.Event) -> bytes:
+        if not self._wants_usage:
+            self._last_went = "dropped"
+            return b""
+        before, self._held = self._held, event
+        self._last_went = "held"
+        return before
+
+    def _release(self, event: bytes) -> bytes:
+        """This event passes, and before it what was held."""
+        self._last_went = "out"
+        if not self._held:
+            return event
+        held, self._held = self._held, b""
+        return held + event
+
+    def _route(self, line_feed: bytes) -> bytes:
+        """The second half of a CR LF goes where its event went."""
+        if self._last_went == "held":
+            self._held += line_feed
+        return line_feed if self._last_went == "out" else b""
+
+    def _hold(self, rest: bytes) -> None:
+        """Keep what follows [DONE], up to a limit; after an error there is nothing to keep."""
+        if not self.error_event:
+            self._held += rest[: max(0, HELD_BYTES_MAX - len(self._held))]
+
+    # Events too large to wait for
+
+    def _is_large(self, event: bytes) -> bool:
+        return self._passed + len(event) > EVENT_BYTES_MAX
+
+    def _pass_large(self) -> bytes:
+        part = bytes(self._tail[:-EVENT_END_BYTES])
+        del self._tail[:-EVENT_END_BYTES]
+        self._note_large(part)
+        return self._release(part)
+
+    def _end_of_large(self, event: bytes) -> bytes:
+        """The last part of a large event; only its last 64 KiB are looked at, however it came."""
+        body, end = event[:-EVENT_END_BYTES], event[-EVENT_END_BYTES:]
+        self._note_large(event)
+        self._passed = 0
+        if match := _last(_LATE_USAGE, end):
+            self._usage.read({"usage": _decode_prefix(end[match.end() :])})
+        if _LATE_FINISH.search(end) and len(self._choices) <= 1:
+            self._choices = dict.fromkeys(self._choices or (0,), False)
+        out = body + (end if self._wants_usage else sse.strip_null_usage_at_end(end))
+        return self._release(out)
+
+    def _note_large(self, part: bytes) -> None:
+        first = self._passed == 0
+        binary = first and _BINARY.search(part, 0, EVENT_END_BYTES) is not None
+        self._passed += len(part)
+        if first:
+            self._large_is_text = not binary and not part.startswith(b":")
+        if self._large_is_text:
+            self._add_text(part)
+        self.has_content = True
+        if not self._choices:
+            self._choices[0] = True
+
+    # Small things
+
+    def _add_text(self, text: bytes) -> None:
+        self._pieces.append(text)
+        self._pieces_bytes += len(text)
+        if self._pieces_bytes > _MEASURE_BYTES:
+            self._measure_pieces()
+
+    def _measure_pieces(self) -> None:
+        if not self._pieces:
+            return
+        text = b"".join(self._pieces)
+        self._pieces.clear()
+        self._pieces_bytes = 0
+        self._measured = self._measured + measure(text)
+        if self._text is not None:
+            self._text += text
+            if len(self._text) > self._text_bytes_max:
+                self._text = None
+
+    def _close_event(self) -> bytes:
+        """What ends an event of which a part was passed on already."""
+        return b"\n\n" if self._passed else b""
+
+    def _close(self) -> None:
+        self._held = b""
+        self._tail.clear()
+        self._passed = 0
+        self._ended = True
+        self._quiet = False
+
+    def _own_chunk(self, choices: list[dict[str, object]], usage: object) -> bytes:
+        chunk: dict[str, object] = {
+            "id": self._id if isinstance(self._id, str) else "",
+            "object": "chat.completion.chunk",
+            "created": self._created if type(self._created) is int else 0,
+            "model": self._model if isinstance(self._model, str) else "",
+            "choices": choices,
+        }
+        if self._wants_usage:
+            chunk["usage"] = usage
+        return sse.write_event(json.dumps(chunk, separators=(",", ":")).encode())
+
+
+class _UsageReader:
+    """Folds every report of one answer into one."""
+
+    __slots__ = ("_by_choice", "_model", "_raw", "_whole", "seen")
+
+    def __init__(self) -> None:
+        self.seen = 0  # usage objects read
+        self._whole: ReportedUsage | None = None
+        self._by_choice: dict[int, ReportedUsage] = {}
+        self._raw: object = None
+        self._model = ""
+
+    @property
+    def reported(self) -> ReportedUsage | None:
+        """The report for the whole answer; those of single choices (Moonshot) added up."""
+        if self._whole is not None or not self._by_choice:
+            return self._whole
+        return _sum_of_choices(list(self._by_choice.values()))
+
+    @property
+    def raw(self) -> bytes:
+        """The last usage object that said something new, as JSON."""
+        if self._raw is None:
+            return b""
+        raw = json.dumps(self._raw, separators=(",", ":")).encode()
+        return raw if len(raw) <= RAW_USAGE_BYTES_MAX else b""
+
+    def read(self, chunk: dict[object, object]) -> None:
+        """Read all places of a chunk (or whole answer) where providers put usage."""
+        if not self._model and isinstance(model := chunk.get("model"), str):
+            self._model = model.lower()
+        groq = chunk.get("x_groq")
+        for usage in (
+            chunk.get("usage"),
+            groq.get("usage") if isinstance(groq, dict) else None,
+            chunk.get("usageMetadata"),
+        ):
+            if usage is not None:
+                self._whole = self._fold(self._whole, usage)
+        for position, choice in enumerate(_choices(chunk)):
+            if (usage := choice.get("usage")) is not None:
+                folded = self._fold(self._by_choice.get(position), usage)
+                index = choice.get("index")
+                if folded is not None:
+                    self._by_choice[index if type(index) is int else position] = folded
+
+    def _fold(self, before: ReportedUsage | None, usage: object) -> ReportedUsage | None:
+        self.seen += 1
+        new = read_usage(usage, thoughts_in_total="gemini" in self._model)
+        merged = new if before is None else before if new is None else merge_usage(before, new)
+        if self._raw is None or merged != before:
+            self._raw = usage
+        return merged
+
+
+def merge_usage(before: ReportedUsage, new: ReportedUsage) -> ReportedUsage:
+    """Two reports on one answer, in order: counts only grow, so each field's larger one holds.
+
+    A last report of zeros, or one that leaves the prompt out, takes nothing back. The total is
+    that of the report whose prompt and completion hold; with parts of both there is none.
+    """
+    fields: dict[str, int | None] = {}
+    for name in ReportedUsage.__struct_fields__:
+        older, newer = getattr(before, name), getattr(new, name)
+        fields[name] = newer if older is None else older if newer is None else max(older, newer)
+    sides = (fields["prompt"], fields["completion"])
+    if sides == (new.prompt, new.completion) and new.total is not None:
+        fields["total"] = new.total
+    elif sides == (before.prompt, before.completion):
+        fields["total"] = before.total
+    elif None not in sides:
+        fields["total"] = None
+    return ReportedUsage(**fields)
+
+
+def read_usage(usage: object, *, thoughts_in_total: bool = False) -> ReportedUsage | None:
+    """Read a usage object in any of the shapes that OpenAI-compatible providers send.
+
+    None if it holds no count. A count of a wrong type becomes -1, which `normalise` refuses.
+    `thoughts_in_total`: Gemini's compatible endpoint counts thoughts in the total alone.
+    """
+    if not isinstance(usage, dict):
+        return None
+    into = _details(usage, "prompt_tokens_details", "input_tokens_details")
+    out = _details(usage, "completion_tokens_details", "output_tokens_details")
+    writes = _details(usage, "cache_creation")
+    prompt = _first(usage, "prompt_tokens", "input_tokens", "promptTokenCount")
+    hit, miss = _first(usage, "prompt_cache_hit_tokens"), _first(usage, "prompt_cache_miss_tokens")
+    if prompt is None and hit is not None and miss is not None:
+        prompt = hit + miss if hit >= 0 and miss >= 0 else _NONSENSE
+    write_5m = _first(writes, "ephemeral_5m_input_tokens")
+    write_1h = _first(writes, "ephemeral_1h_input_tokens")
+    if write_5m is None and write_1h is None:
+        write_5m = _pick(
+            _first(usage, "cache_creation_input_tokens"),
+            _first(into, "cache_write_tokens", "cache_creation_tokens"),
+        )
+    reported = ReportedUsage(
+        prompt=prompt,
+        completion=_first(usage, "completion_tokens", "output_tokens", "candidatesTokenCount"),
+        total=_first(usage, "total_tokens", "totalTokenCount"),
+        cached=_pick(
+            _first(into, "cached_tokens"),
+            hit,
+            _first(usage, "cached_tokens"),
+            _first(usage, "cache_read_input_tokens"),
+            _first(usage, "cachedContentTokenCount"),
+        ),
+        cache_write_5m=write_5m,
+        cache_write_1h=write_1h,
+        reasoning=_pick(
+            _first(out, "reasoning_tokens"),
+            _first(usage, "reasoning_tokens"),
+            _first(usage, "thoughtsTokenCount"),
+        ),
+        audio_input=_first(into, "audio_tokens"),
+        image_input=_first(into, "image_tokens"),
+        audio_output=_first(out, "audio_tokens"),
+    )
+    if all(getattr(reported, name) is None for name in ReportedUsage.__struct_fields__):
+        return None
+    if "cache_read_input_tokens" in usage or "cache_creation_input_tokens" in usage:
+        reported = _with_cache_in_prompt(reported, is_anthropic="prompt_tokens" not in usage)
+    return _with_thoughts(reported) if thoughts_in_total else reported
+
+
+def _with_cache_in_prompt(reported: ReportedUsage, *, is_anthropic: bool) -> ReportedUsage:
+    """Anthropic's input_tokens leave out what the cache read and wrote; ours include it.
+
+    Translated to OpenAI's names it may be either; then the total, or a cache larger than the
+    prompt, tells.
+    """
+    prompt, completion, total = reported.prompt, reported.completion, reported.total
+    parts = (reported.cached, reported.cache_write_5m, reported.cache_write_1h)
+    cache = sum(part or 0 for part in parts)
+    if prompt is None or prompt < 0 or cache <= 0 or min(part or 0 for part in parts) < 0:
+        return reported
+    told_by_total = total == prompt + (completion or 0) + cache
+    if not (is_anthropic or told_by_total or cache > prompt):
+        return reported
+    whole = None if completion is None or completion < 0 else prompt + cache + completion
+    return msgspec.structs.replace(reported, prompt=prompt + cache, total=whole)
+
+
+def _with_thoughts(reported: ReportedUsage) -> ReportedUsage:
+    prompt, completion, total = reported.prompt, reported.completion, reported.total
+    if prompt is None or completion is None or total is None or reported.reasoning is not None:
+        return reported
+    thoughts = total - prompt - completion
+    if thoughts <= 0 or min(prompt, completion) < 0:
+        return reported
+    return msgspec.structs.replace(reported, reasoning=thoughts)
+
+
+def _sum_of_choices(reports: list[ReportedUsage]) -> ReportedUsage:
+    """Choices share the prompt and have each their own completion."""
+    if len(reports) == 1:
+        return reports[0]
+    outputs = ("completion", "reasoning", "audio_output")
+    fields: dict[str, int | None] = {}
+    for name in ReportedUsage.__struct_fields__:
+        counts = [count for report in reports if (count := getattr(report, name)) is not None]
+        nonsense = min(counts, default=0) < 0
+        folded = (
+            _NONSENSE if nonsense else sum(counts) if name in outputs else max(counts, default=0)
+        )
+        fields[name] = folded if counts else None
+    fields["total"] = None
+    return ReportedUsage(**fields)
+
+
+def _usage_object(usage: Usage) -> dict[str, object]:
+    """Our own counts in OpenAI's shape."""
+    return {
+        "prompt_tokens": usage.total_input,
+        "completion_tokens": usage.total_output,
+        "total_tokens": usage.total,
+        "prompt_tokens_details": {"cached_tokens": usage.cached_input},
+        "completion_tokens_details": {"reasoning_tokens": usage.reasoning},
+    }
+
+
+def _count(value: object) -> int | None:
+    if value is None:
+        return None
+    if type(value) is int:
+        return value
+    if isinstance(value, float) and value.is_integer() and abs(value) <= TOKENS_MAX:
+        return int(value)  # JavaScript's 12.0
+    return _NONSENSE
+
+
+def _first(counts: dict[object, object], *names: str) -> int | None:
+    for name in names:
+        if (count := _count(counts.get(name))) is not None:
+            return count
+    return None
+
+
+def _pick(*counts: int | None) -> int | None:
+    """One count told in several places: the largest, unless one is nonsense."""
+    told = [count for count in counts if count is not None]
+    if not told:
+        return None
+    return min(told) if min(told) < 0 else max(told)
+
+
+def _details(usage: dict[object, object], *names: str) -> dict[object, object]:
+    for name in names:
+        if isinstance(found := usage.get(name), dict):
+            return found
+    return {}
+
+
+def _choices(chunk: dict[object, object]) -> list[dict[object, object]]:
+    choices = chunk.get("choices")
+    if not isinstance(choices, list):
+        return []
+    return [choice for choice in choices if isinstance(choice, dict)]
+
+
+def _is_error(chunk: dict[object, object]) -> bool:
+    return bool(chunk.get("error")) or chunk.get("type") == "error"
+
+
+def _collect(choice: dict[object, object], texts: list[bytes]) -> bool:
+    """Add the texts of a choice's delta or message; whether it says anything."""
+    count = len(texts)
+    _add(choice.get("text"), texts)
+    delta = choice.get("delta")
+    delta = delta if isinstance(delta, dict) else choice.get("message")
+    if not isinstance(delta, dict):
+        return len(texts) > count
+    _add(delta.get("content"), texts)
+    thought = delta.get("reasoning_content") or delta.get("reasoning")
+    _add(thought or delta.get("reasoning_details"), texts)
+    _add(delta.get("refusal"), texts)
+    _add_call(delta.get("function_call"), texts)
+    calls = delta.get("tool_calls")
+    for call in calls if isinstance(calls, list) else ():
+        if isinstance(call, dict):
+            _add_call(call.get("function") or call.get("custom"), texts)
+    audio = delta.get("audio")
+    if isinstance(audio, dict):
+        _add(audio.get("transcript"), texts)
+    return len(texts) > count or bool(
+        calls or audio or delta.get("function_call") or delta.get("images")
+    )
+
+
+def _add(value: object, texts: list[bytes]) -> None:
+    """Add a text, or the texts of a list of parts."""
+    if isinstance(value, str):
+        if value:
+            texts.append(value.encode("utf-8", "surrogatepass"))
+    elif isinstance(value, list):
+        for part in value:
+            if isinstance(part, dict):
+                text = part.get("text") or part.get("thinking") or part.get("summary")
+                _add(text, texts)
+
+
+def _add_call(call: object, texts: list[bytes]) -> None:
+    if isinstance(call, dict):
+        for name in ("name", "arguments", "input"):
+            if isinstance(value := call.get(name), str):
+                _add(value, texts)
+
+
+def _decode(data: bytes) -> object:
+    """Foreign JSON as Python values; None if it is none, even when read leniently."""
+    try:
+        return msgspec.json.decode(data)
+    except (ValueError, RecursionError):
+        pass
+    # A character cut in half, a lone surrogate, NaN: some providers send them.
+    try:
+        return json.loads(data.decode("utf-8", "replace"))
+    except (ValueError, RecursionError):
+        return None
+
+
+def _decode_prefix(data: bytes) -> object:
+    """The JSON value that the data begins with; None if there is none."""
+    try:
+        value: object = json.JSONDecoder().raw_decode(data.decode("utf-8", "replace"))[0]
+    except (ValueError, RecursionError):
+        return None
+    return value
+
+
+def _unescape(text: bytes) -> bytes:
+    decoded = _decode(b'"%b"' % text)
+    return decoded.encode("utf-8", "surrogatepass") if isinstance(decoded, str) else text
+
+
+def _is_one_plain_line(event: bytes, parsed: sse.Event) -> bool:
+    if parsed.data is None or not 0 <= parsed.data_at <= len(b"data: "):
+        return False
+    end = event[parsed.data_at + len(parsed.data) :]
+    return event.startswith(b"data:") and end in (b"\n\n", b"\r\n\r\n")
+
+
+def _without(event: bytes, spans: list[tuple[int, int]], begin: int, end: int) -> bytes:
+    """A part of the event without the spans that lie in it."""
+    inside = [(low - begin, high - begin) for low, high in spans if begin <= low < end]
+    return sse.cut_spans(event[begin:end], inside)
+
+
+def _last(pattern: re.Pattern[bytes], data: bytes) -> re.Match[bytes] | None:
+    found: re.Match[bytes] | None = None
+    for match in pattern.finditer(data):
+        found = match
+    return found

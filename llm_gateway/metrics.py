@@ -1,0 +1,165 @@
+"""What /metrics shows: counts and times of this process, and gauges that app.py keeps current.
+
+Counting happens on the event loop alone, so plain integers do; prometheus-client only renders them.
+No label names an account or a key, and no label's value comes from a client.
+"""
+
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from typing import Final, Protocol
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import generate_latest
+from prometheus_client.metrics_core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+from prometheus_client.registry import Collector
+
+from billing.context import BillingContext
+from llm_gateway import clock
+from llm_gateway.verdict import Verdict
+
+FIRST_TOKEN_SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+CALL_SECONDS: Final = (0.005, 0.01, 0.05, 0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900, 3600)
+CHILDREN_MAX: Final = 200  # of one counter; a label that runs wild must not fill the memory
+OTHER: Final = "other"
+
+
+class EndedCall(Protocol):
+    """What counting and logging need of a call that is over; llm_gateway.call.Call is one."""
+
+    event_id: str
+    context: BillingContext | None  # None: ended before it was admitted
+    verdict: Verdict | None
+    outcome: str
+    status: int
+    streamed: bool
+    started: float  # clock.monotonic()
+    first_byte: float | None  # clock.monotonic()
+    grant: int  # micro-credits
+
+
+class _Counter:
+    """Counts by labels. `add` costs a dictionary look-up and an addition."""
+
+    def __init__(self, name: str, text: str, labels: tuple[str, ...]) -> None:
+        self._name = name
+        self._text = text
+        self._labels = labels
+        self._counts: dict[tuple[str, ...], int] = {}
+
+    def add(self, *labels: str) -> None:
+        counts = self._counts
+        if labels in counts:
+            counts[labels] += 1
+        elif len(counts) < CHILDREN_MAX:
+            counts[labels] = 1
+        else:
+            rest = (OTHER,) * len(self._labels)
+            counts[rest] = counts.get(rest, 0) + 1
+
+    def family(self) -> Metric:
+        family = CounterMetricFamily(self._name, self._text, labels=self._labels)
+        for labels, count in list(self._counts.items()):  # /metrics may be in a thread
+            family.add_metric(labels, count)
+        return family
+
+
+class _Times:
+    """A histogram of seconds."""
+
+    def __init__(self, name: str, text: str, bounds: Sequence[float]) -> None:
+        self._name = name
+        self._text = text
+        self._bounds = tuple(bounds)
+        self._counts = [0] * (len(bounds) + 1)
+        self._sum = 0.0
+
+    def add(self, seconds: float) -> None:
+        self._counts[bisect_left(self._bounds, seconds)] += 1
+        self._sum += seconds
+
+    def family(self) -> Metric:
+        names = [*(str(float(bound)) for bound in self._bounds), "+Inf"]
+        total = 0
+        buckets: list[tuple[str, float]] = []
+        for name, count in zip(names, self._counts, strict=True):
+            total += count
+            buckets.append((name, total))
+        family = HistogramMetricFamily(self._name, self._text)
+        family.add_metric([], buckets, self._sum)
+        return family
+
+
+class Metrics(Collector):
+    """The figures of one process. The attributes are gauges: whoever knows them sets them."""
+
+    def __init__(self) -> None:
+        self.open_streams = 0
+        self.held_micro_credits = 0  # of all accounts together
+        self.unsettled_events = 0  # charges that are not in the ledger yet
+        self.unsettled_age_seconds = 0.0  # of the oldest of them
+        self.spool_bytes = 0
+        self.quarantined_events = 0
+        self._calls = _Counter("llm_gateway_calls", "Calls that ended", ("outcome", "stream"))
+        self._admissions = _Counter("llm_gateway_admissions", "Asked for a hold", ("reason",))
+        self._upstream_errors = _Counter(
+            "llm_gateway_upstream_errors", "Attempts that a provider failed", ("provider", "kind")
+        )
+        self._quality = _Counter(
+            "llm_gateway_usage_quality",
+            "Charges by how far the usage can be trusted",
+            ("provider", "quality"),
+        )
+        self._first_token = _Times(
+            "llm_gateway_first_token_seconds",
+            "From the request's head to the answer's first byte",
+            FIRST_TOKEN_SECONDS,
+        )
+        self._seconds = _Times(
+            "llm_gateway_call_seconds", "From the request's head to the call's end", CALL_SECONDS
+        )
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._registry.register(self)
+
+    def admission(self, reason: str) -> None:
+        """A hold was asked for: "admitted", or why it was not granted."""
+        self._admissions.add(reason)
+
+    def upstream_error(self, provider: str, kind: str) -> None:
+        """An attempt failed at a provider of the settings."""
+        self._upstream_errors.add(provider, kind)
+
+    def call_ended(self, call: EndedCall) -> None:
+        """A call is over, one way or the other."""
+        self._calls.add(call.outcome or "unknown", "true" if call.streamed else "false")
+        self._seconds.add(clock.monotonic() - call.started)
+        if call.first_byte is not None:
+            self._first_token.add(call.first_byte - call.started)
+        if call.verdict is not None and call.context is not None and not call.verdict.cancelled:
+            self._quality.add(call.context.provider, call.verdict.quality)
+
+    def render(self) -> str:
+        """Everything in Prometheus' text format; CONTENT_TYPE is its type."""
+        return generate_latest(self._registry).decode()
+
+    def collect(self) -> Iterator[Metric]:
+        """All families, as prometheus-client asks for them."""
+        yield self._calls.family()
+        yield self._admissions.family()
+        yield self._upstream_errors.family()
+        yield self._quality.family()
+        yield self._first_token.family()
+        yield self._seconds.family()
+        for name, text, value in (
+            ("open_streams", "Streamed answers now running", self.open_streams),
+            ("held_micro_credits", "Credit held for running calls", self.held_micro_credits),
+            ("unsettled_events", "Charges not yet in the ledger", self.unsettled_events),
+            ("unsettled_age_seconds", "Age of the oldest of them", self.unsettled_age_seconds),
+            ("quarantined_events", "Charges that wait for a person", self.quarantined_events),
+            ("spool_bytes", "Charges kept in files while the database was away", self.spool_bytes),
+        ):
+            yield GaugeMetricFamily(f"llm_gateway_{name}", text, value=value)

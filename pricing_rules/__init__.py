@@ -1,0 +1,1 @@
+"""What a call costs; pure: no I/O, no clock, imports nothing of ours."""

@@ -1,0 +1,254 @@
+"""Any interleaving of holds, charges, settlement, cancellation and crashes keeps every micro-credit."""
+
+import asyncio
+import shutil
+import sqlite3
+import tempfile
+from contextlib import closing
+from pathlib import Path
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, multiple, rule
+
+from billing.db.hot import EventConflictError
+from billing.db.invariants import check_invariants
+from billing.db.sqlite import SqliteHotDatabase
+from billing.events import Finish
+from billing.holds import Granted, HoldBeat
+from tests.support.money import T0, cancelled, charge, hold, migrated, new_id, purchase
+
+ACCOUNTS = ("alice", "bob")
+_template: list[Path] = []
+
+
+def new_database(directory: Path) -> Path:
+    """A copy of one migrated file: Alembic is slower than a whole example."""
+    if not _template:
+        _template.append(migrated(Path(tempfile.mkdtemp(prefix="gateway-template-"))))
+    return Path(shutil.copy(_template[0], directory / "gateway.db"))
+
+
+class Call:
+    """What the model knows of an admitted call."""
+
+    def __init__(self, event_id: str, account: str, held: int) -> None:
+        self.event_id = event_id
+        self.account = account
+        self.held = held
+        self.progress = 0
+        self.orphaned = False
+        self.said: Finish | None = None  # the owner's word
+        self.cost = 0  # what it shall have cost in the end
+
+
+class MoneyMachine(RuleBasedStateMachine):
+    """The hot database against a model that only knows who bought and who spent how much."""
+
+    calls = Bundle("calls")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.runner = asyncio.Runner()
+        self.directory = tempfile.TemporaryDirectory()
+        self.path = new_database(Path(self.directory.name))
+        self.hot = SqliteHotDatabase(self.path, clock=lambda: T0)
+        self.runner.run(self.hot.start())
+        self.audit = sqlite3.connect(self.path)
+        self.bought = dict.fromkeys(ACCOUNTS, 0)
+        self.all_calls: list[Call] = []
+        self.process = 1
+        self.late_finals = False  # a final after its estimate was posted may pass the balance
+
+    def teardown(self) -> None:
+        self.drain()
+        for account in ACCOUNTS:
+            spent = sum(call.cost for call in self.all_calls if call.account == account)
+            assert self.balance(account) == (self.bought[account] - spent)
+        self.audit.close()
+        self.runner.run(self.hot.close())
+        self.runner.close()
+        self.directory.cleanup()
+
+    def drain(self) -> None:
+        """Charge what still runs as a restart would, and settle everything."""
+
+        async def restart() -> None:
+            await self.hot.adopt_orphans("last", T0)
+            while (await self.hot.settle_pending(7)).remaining:
+                pass
+
+        self.orphan_all()
+        self.runner.run(restart())
+        assert self.audit.execute("SELECT count(*) FROM holds").fetchone() == (0,)
+        assert self.audit.execute("SELECT count(*) FROM outbox").fetchone() == (0,)
+        assert self.audit.execute("SELECT COALESCE(sum(held), 0) FROM accounts").fetchone() == (0,)
+        self.all_invariants()
+
+    def balance(self, account: str) -> int:
+        row = self.audit.execute(
+            "SELECT balance FROM accounts WHERE account = ?", (account,)
+        ).fetchone()
+        return int(row[0]) if row else 0
+
+    def orphan_all(self) -> None:
+        for call in self.all_calls:
+            if call.said is None and not call.orphaned:
+                call.orphaned = True
+                call.cost = call.progress
+
+    @rule(account=st.sampled_from(ACCOUNTS), amount=st.integers(1, 500), twice=st.booleans())
+    def buy(self, account: str, amount: int, twice: bool) -> None:
+        entry = purchase(amount, account=account)
+
+        async def post() -> None:
+            await self.hot.post([entry])
+            if twice:
+                await self.hot.post([entry])
+
+        self.runner.run(post())
+        self.bought[account] += amount
+
+    @rule(
+        target=calls,
+        wanted=st.lists(
+            st.tuples(st.sampled_from(ACCOUNTS), st.integers(0, 60), st.integers(0, 200)),
+            min_size=1,
+            max_size=6,
+        ),
+    )
+    def reserve(self, wanted: list[tuple[str, int, int]]) -> object:
+        """Several at once, some of them asked twice."""
+        requests = [
+            hold(
+                new_id(),
+                account=account,
+                minimum=low,
+                wanted=low + more,
+                process=f"p{self.process}",
+            )
+            for account, low, more in wanted
+        ]
+
+        async def ask() -> list[object]:
+            answers = asyncio.gather(*(self.hot.reserve(request) for request in requests))
+            repeated = asyncio.gather(*(self.hot.reserve(request) for request in requests[:1]))
+            return [*await answers, *await repeated]
+
+        *answers, repeated = self.runner.run(ask())
+        if isinstance(answers[0], Granted):
+            assert repeated == answers[0]
+        made = [
+            Call(request.hold_id, request.account, answer.amount)
+            for request, answer in zip(requests, answers, strict=True)
+            if isinstance(answer, Granted)
+        ]
+        if isinstance(repeated, Granted) and not isinstance(answers[0], Granted):
+            made.append(Call(requests[0].hold_id, requests[0].account, repeated.amount))
+        self.all_calls += made
+        return multiple(*made)
+
+    @rule(call=calls, part=st.integers(0, 100))
+    def progress(self, call: Call, part: int) -> None:
+        if call.said is not None or call.orphaned:
+            return
+        call.progress = max(call.progress, call.held * part // 100)
+
+        async def beat() -> None:
+            await self.hot.heartbeat([HoldBeat(call.event_id, call.held, call.progress)])
+
+        self.runner.run(beat())
+
+    @rule(call=calls, more=st.integers(1, 100))
+    def extend(self, call: Call, more: int) -> None:
+        if call.said is not None or call.orphaned:
+            return
+
+        async def ask() -> object:
+            return await self.hot.extend(call.event_id, call.held + more)
+
+        if isinstance(self.runner.run(ask()), Granted):
+            call.held += more
+
+    @rule(call=calls, part=st.integers(0, 100), repeats=st.integers(1, 2))
+    def finish(self, call: Call, part: int, repeats: int) -> None:
+        """The owner's word; that of an orphaned call comes out of a spool, late."""
+        cost = max(call.progress, call.held * part // 100)
+        self.say(call, charge(call.event_id, cost, account=call.account), cost, repeats)
+
+    @rule(call=calls)
+    def cancel(self, call: Call) -> None:
+        self.say(call, cancelled(call.event_id, account=call.account), 0, 1)
+
+    def say(self, call: Call, finish: Finish, cost: int, repeats: int) -> None:
+        async def record() -> list[object]:
+            said = [self.hot.record(finish) for _ in range(repeats)]
+            return list(await asyncio.gather(*said, return_exceptions=True))
+
+        answers = self.runner.run(record())
+        if call.said is None:
+            assert answers == [None] * repeats
+            self.late_finals = self.late_finals or call.orphaned
+            call.said, call.cost = finish, cost
+        elif call.said == finish:
+            assert answers == [None] * repeats
+        else:
+            assert all(isinstance(answer, EventConflictError) for answer in answers)
+
+    @rule(limit=st.integers(1, 9))
+    def settle(self, limit: int) -> None:
+        async def ask() -> int:
+            return (await self.hot.settle_pending(limit)).quarantined
+
+        assert self.runner.run(ask()) == 0
+
+    @rule()
+    def crash(self) -> None:
+        """The process is gone, and the next one adopts what it held."""
+        self.process += 1
+
+        async def restart() -> None:
+            await self.hot.close()
+            self.hot = SqliteHotDatabase(self.path, clock=lambda: T0)
+            await self.hot.start()
+            await self.hot.adopt_orphans(f"p{self.process}", T0)
+
+        self.runner.run(restart())
+        self.orphan_all()
+
+    @invariant()
+    def all_invariants(self) -> None:
+        assert check_invariants(self.audit) == []
+
+    @invariant()
+    def nobody_overspends(self) -> None:
+        if self.late_finals:
+            return
+        for (available,) in self.audit.execute("SELECT balance - held FROM accounts"):
+            assert available >= 0
+
+
+TestInterleavings = MoneyMachine.TestCase
+TestInterleavings.settings = settings(
+    max_examples=25,
+    stateful_step_count=30,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+
+
+def test_the_checks_see_what_is_wrong(tmp_path: Path) -> None:
+    path = new_database(tmp_path)
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute(
+            "INSERT INTO accounts (account, balance, held, seq, total_rewarded, created_at,"
+            " updated_at) VALUES ('alice', 5, 3, 2, 5, 0, 0)"
+        )
+        connection.execute(
+            "INSERT INTO usage (event_id, revision, account, key_id, scene, provider,"
+            " model_requested, model_sent, book, rule, quality, usage_source, amount, ceiling,"
+            " payload_hash, started_at, finished_at)"
+            " VALUES ('c1', 2, 'alice', '', '', '', '', '', 1, '', '', '', 7, 7, '', 0, 0)"
+        )
+        problems = check_invariants(connection)
+    assert {problem.split()[0] for problem in problems} == {"R1", "R2", "R4", "R6"}

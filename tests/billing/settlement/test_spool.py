@@ -1,0 +1,135 @@
+"""The spool on a real directory: durable, torn tails, damage, adoption."""
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from billing import failpoints
+from billing.settlement.spool import Spool, SpoolError, encode_record, read_records
+from tests.support.money import cancelled, charge, new_id
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Iterator[Spool]:
+    made = Spool(tmp_path / "spool", "p1")
+    yield made
+    made.close()
+
+
+def test_records_come_back_as_they_went() -> None:
+    finishes = [charge(new_id(), 5), cancelled(new_id())]
+    content = read_records(b"".join(encode_record(finish) for finish in finishes))
+    assert content.finishes == finishes
+    assert not content.damaged
+
+
+def test_a_tail_torn_at_any_byte_loses_only_the_last_record() -> None:
+    first, second = encode_record(charge("a", 5)), encode_record(charge("b", 6))
+    for cut in range(len(second)):
+        content = read_records(first + second[:cut])
+        assert [f.event.context.event_id for f in content.finishes] == ["a"]
+        assert not content.damaged
+
+
+def test_a_wrong_byte_anywhere_is_noticed() -> None:
+    first, second = encode_record(charge("a", 5)), encode_record(charge("b", 6))
+    for at in range(len(first)):
+        data = bytearray(first + second)
+        data[at] ^= 0x01
+        content = read_records(bytes(data))
+        found = [f.event.context.event_id for f in content.finishes]
+        assert "a" not in found
+        assert content.damaged or found == []
+
+
+async def test_group_is_on_disk_when_append_returns(spool: Spool, tmp_path: Path) -> None:
+    finishes = [charge(new_id(), n) for n in range(20)]
+    await asyncio.gather(*(spool.append(finish) for finish in finishes))
+    (file,) = (tmp_path / "spool").iterdir()
+    assert read_records(file.read_bytes()).finishes == finishes
+    assert spool.bytes_waiting() == file.stat().st_size
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert file.parent.stat().st_mode & 0o777 == 0o700
+
+
+async def test_sealed_files_are_left_until_done(spool: Spool) -> None:
+    await spool.append(charge("a", 1))
+    (first,) = await spool.seal(others=False)
+    await spool.append(charge("b", 2))
+    both = await spool.seal(others=False)
+    assert len(both) == 2
+    assert first in both
+    await spool.done(first, damaged=False)
+    (left,) = await spool.seal(others=False)
+    assert [f.event.context.event_id for f in (await spool.read(left)).finishes] == ["b"]
+
+
+async def test_a_restart_under_the_same_name_overwrites_nothing(tmp_path: Path) -> None:
+    directory = tmp_path / "spool"
+    for event_id in ("a", "b", "c"):
+        spool = Spool(directory, "p1")
+        await spool.append(charge(event_id, 1))
+        if event_id == "b":
+            await spool.seal(others=False)
+        spool.close()
+    spool = Spool(directory, "p1")
+    contents = [await spool.read(path) for path in await spool.seal(others=False)]
+    assert sorted(f.event.context.event_id for c in contents for f in c.finishes) == [
+        "a",
+        "b",
+        "c",
+    ]
+    spool.close()
+
+
+async def test_other_processes_files_only_if_asked_for(spool: Spool, tmp_path: Path) -> None:
+    other = Spool(tmp_path / "spool", "p2")
+    await other.append(charge("a", 1))
+    other.close()
+    assert await spool.seal(others=False) == []
+    assert len(await spool.seal(others=True)) == 1
+
+
+async def test_a_failed_fsync_is_no_success_and_leaves_good_records(
+    spool: Spool, tmp_path: Path
+) -> None:
+    await spool.append(charge("a", 1))
+
+    def fail() -> None:
+        raise OSError(28, "No space left on device")
+
+    failpoints.hooks["spool_unsynced"] = fail
+    try:
+        with pytest.raises(SpoolError, match="No space left"):
+            await spool.append(charge("b", 2))
+    finally:
+        failpoints.hooks.clear()
+    await spool.append(charge("c", 3))
+    contents = [await spool.read(path) for path in await spool.seal(others=False)]
+    assert [f.event.context.event_id for c in contents for f in c.finishes] == ["a", "c"]
+
+
+async def test_a_directory_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    spool = Spool(tmp_path / "file" / "spool", "p1")
+    with pytest.raises(SpoolError):
+        await spool.append(charge("a", 1))
+    assert spool.bytes_waiting() == 0
+    spool.close()
+
+
+async def test_a_damaged_file_is_kept_aside(spool: Spool) -> None:
+    await spool.append(charge("a", 1))
+    (path,) = await spool.seal(others=False)
+    await spool.done(path, damaged=True)
+    assert [p.suffix for p in path.parent.iterdir()] == [".damaged"]
+    assert spool.bytes_waiting() == 0
+
+
+async def test_a_process_name_cannot_leave_the_directory(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "spool", "../../evil")
+    await spool.append(charge("a", 1))
+    spool.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["spool"]

@@ -1,0 +1,318 @@
+"""Price books: numbered, immutable, linted; in effect exactly from their moment on; stale after 5 s."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sqlalchemy import text
+from sqlalchemy.exc import IntegrityError, OperationalError
+
+from billing.books import (
+    ACTIVATION_LEAD_MS,
+    BookRefusedError,
+    BooksStaleError,
+    NoBookError,
+    UnknownBookError,
+    database_now_ms,
+)
+from billing.lists import PageRequest
+from tests.support.control import BOOK, OTHER_BOOK, Control, control
+
+FAR = 4_000_000_000_000  # the year 2096
+
+
+@pytest.fixture
+async def plane(tmp_path: Path) -> AsyncIterator[Control]:
+    async with control(tmp_path) as made:
+        yield made
+
+
+async def _upload(plane: Control, book: str) -> int:
+    return (await plane.books.upload(book, actor="test")).version
+
+
+async def _now(plane: Control) -> int:
+    async with plane.database.read() as connection:
+        return await database_now_ms(connection)
+
+
+async def test_versions_count_from_one(plane: Control) -> None:
+    assert [await _upload(plane, BOOK), await _upload(plane, OTHER_BOOK)] == [1, 2]
+
+
+async def test_same_text_is_the_same_version(plane: Control) -> None:
+    await _upload(plane, BOOK)
+    again = await plane.books.upload(BOOK, actor="test")
+    assert (again.version, again.repeated) == (1, True)
+    assert (await plane.books.page(PageRequest())).total == 1
+
+
+async def test_text_comes_back_as_uploaded(plane: Control) -> None:
+    odd = BOOK.replace("\n", "\r\n") + "# 价格\r\n"
+    version = await _upload(plane, odd)
+    assert await plane.books.text(version) == odd
+
+
+async def test_book_with_errors_is_refused_whole(plane: Control) -> None:
+    bad = BOOK.replace('input = "2.50"', "input = 2.5").replace('"20.00"', '"dear"')
+    with pytest.raises(BookRefusedError) as refused:
+        await plane.books.upload(bad, actor="test")
+    assert {problem.rule for problem in refused.value.problems} >= {"echo-mini", "agent-mini"}
+    assert (await plane.books.page(PageRequest())).total == 0
+    assert (await plane.audit.page(PageRequest())).total == 0
+
+
+@pytest.mark.parametrize("statement", ["UPDATE price_books SET toml = ''", "DELETE FROM price_books"])
+async def test_versions_cannot_be_changed(plane: Control, statement: str) -> None:
+    await _upload(plane, BOOK)
+    with pytest.raises(IntegrityError, match="append-only"):
+        async with plane.database.write() as connection:
+            await connection.execute(text(statement))
+
+
+async def test_uploaded_book_is_not_in_effect(plane: Control) -> None:
+    await _upload(plane, BOOK)
+    await plane.books.start()
+    with pytest.raises(NoBookError):
+        plane.books.current(FAR)
+
+
+async def test_first_book_is_in_effect_at_once(plane: Control) -> None:
+    before = await _now(plane)
+    assert await plane.books.load_first(BOOK, actor="test") == 1
+    after = await _now(plane)
+    effective_from = (await plane.books.info(1)).effective_from
+    assert effective_from is not None
+    assert before <= effective_from <= after
+    assert plane.books.current(effective_from)[0] == 1
+
+
+async def test_first_book_is_loaded_into_an_empty_database_only(plane: Control) -> None:
+    await plane.books.load_first(BOOK, actor="test")
+    assert await plane.books.load_first(OTHER_BOOK, actor="test") is None
+    assert (await plane.books.page(PageRequest())).total == 1
+
+
+async def test_next_book_takes_effect_exactly_at_its_moment(plane: Control) -> None:
+    await plane.books.load_first(BOOK, actor="test")
+    await _upload(plane, OTHER_BOOK)
+    before = await _now(plane)
+    activation = await plane.books.activate(2, actor="test")
+    at = activation.effective_from
+    assert before + ACTIVATION_LEAD_MS <= at <= await _now(plane) + ACTIVATION_LEAD_MS
+    assert plane.books.current(at - 1)[0] == 1
+    assert plane.books.current(at)[0] == 2
+    assert plane.books.current(at)[1].name == "other prices"
+
+
+async def test_activation_may_be_scheduled(plane: Control) -> None:
+    await plane.books.load_first(BOOK, actor="test")
+    await _upload(plane, OTHER_BOOK)
+    assert (await plane.books.activate(2, FAR, actor="test")).effective_from == FAR
+    assert plane.books.current(FAR - 1)[0] == 1
+    assert plane.books.current(FAR)[0] == 2
+
+
+async def test_activation_is_never_in_the_past(plane: Control) -> None:
+    await plane.books.load_first(BOOK, actor="test")
+    await _upload(plane, OTHER_BOOK)
+    before = await _now(plane)
+    activation = await plane.books.activate(2, 1, actor="test")
+    assert activation.effective_from >= before + ACTIVATION_LEAD_MS
+
+
+async def test_own_effective_from_of_a_book_is_kept(plane: Control) -> None:
+    await plane.books.load_first(BOOK, actor="test")
+    dated = OTHER_BOOK.replace("[book]", "[book]\neffective_from = 2096-10-02T07:06:40Z")
+    await _upload(plane, dated)
+    assert (await plane.books.activate(2, actor="test")).effective_from == FAR
+
+
+async def test_scheduled_activation_survives_a_fix_before_it(plane: Control) -> None:
+    await plane.books.load_first(BOOK, actor="test")
+    await _upload(plane, OTHER_BOOK)
+    await plane.books.activate(2, FAR, actor="test")
+    fix = await plane.books.activate(1, FAR - 1_000, actor="test")
+    assert plane.books.current(fix.effective_from)[0] == 1
+    assert plane.books.current(FAR)[0] == 2
+
+
+async def test_later_decision_for_one_moment_replaces(plane: Control) -> None:
+    await plane.books.load_first(BOOK, actor="test")
+    await _upload(plane, OTHER_BOOK)
+    await plane.books.activate(2, FAR, actor="test")
+    await plane.books.activate(1, FAR, actor="test")
+    assert plane.books.current(FAR)[0] == 1
+
+
+async def test_activating_the_current_book_again_changes_nothing(plane: Control) -> None:
+    await plane.books.load_first(BOOK, actor="test")
+    await _upload(plane, OTHER_BOOK)
+    second = await plane.books.activate(1, actor="test")
+    assert plane.books.current(second.effective_from - 1)[0] == 1
+    assert plane.books.current(second.effective_from)[0] == 1
+
+
+async def test_rollback_activates_the_version_before(plane: Control) -> None:
+    await plane.books.load_first(BOOK, actor="test")
+    await _upload(plane, OTHER_BOOK)
+    # As if version 2 had been in effect for a while.
+    async with plane.database.write() as connection:
+        now = await database_now_ms(connection)
+        await connection.execute(
+            text(
+                "INSERT INTO price_book_activations (version, effective_from, created_at)"
+                f" VALUES (2, {now}, {now})"
+            )
+        )
+    back = await plane.books.rollback(actor="test")
+    assert back.version == 1
+    assert plane.books.current(back.effective_from - 1)[0] == 2
+    assert plane.books.current(back.effective_from)[0] == 1
+
+
+async def test_rollback_without_an_earlier_book_is_refused(plane: Control) -> None:
+    with pytest.raises(UnknownBookError):
+        await plane.books.rollback(actor="test")
+    await plane.books.load_first(BOOK, actor="test")
+    with pytest.raises(UnknownBookError):
+        await plane.books.rollback(actor="test")
+
+
+@pytest.mark.parametrize("version", [0, -1, 2, 99])
+async def test_unknown_version_is_refused(plane: Control, version: int) -> None:
+    await plane.books.load_first(BOOK, actor="test")
+    for attempt in (plane.books.get, plane.books.text, plane.books.info):
+        with pytest.raises(UnknownBookError):
+            await attempt(version)
+    with pytest.raises(UnknownBookError):
+        await plane.books.activate(version, actor="test")
+
+
+async def test_books_are_stale_after_five_seconds(plane: Control) -> None:
+    with pytest.raises(BooksStaleError):
+        plane.books.current(FAR)
+    await plane.books.load_first(BOOK, actor="test")
+    plane.clock.tick(5.0)
+    assert plane.books.current(FAR)[0] == 1
+    plane.clock.tick(0.001)
+    with pytest.raises(BooksStaleError):
+        plane.books.current(FAR)
+    await plane.books.refresh()
+    assert plane.books.current(FAR)[0] == 1
+
+
+async def test_failed_refresh_keeps_books_until_they_are_stale(plane: Control) -> None:
+    await plane.books.load_first(BOOK, actor="test")
+    await plane.database.dispose()
+    plane.path.parent.rename(plane.path.parent.with_name("elsewhere"))
+    plane.clock.tick(4)
+    with pytest.raises(OperationalError):
+        await plane.books.refresh()
+    assert plane.books.current(FAR)[0] == 1
+    plane.clock.tick(1.001)
+    with pytest.raises(BooksStaleError):
+        plane.books.current(FAR)
+    plane.path.parent.with_name("elsewhere").rename(plane.path.parent)
+
+
+async def test_other_process_sees_an_activation_at_its_next_refresh(plane: Control) -> None:
+    await plane.books.load_first(BOOK, actor="test")
+    other = plane.other_process()
+    await other.books.start()
+    await _upload(plane, OTHER_BOOK)
+    at = (await plane.books.activate(2, actor="test")).effective_from
+    assert other.books.current(at)[0] == 1
+    await other.books.refresh()
+    assert other.books.current(at)[0] == 2
+
+
+async def test_clock_behind_the_database_prices_by_the_book_before(plane: Control) -> None:
+    await plane.books.load_first(BOOK, actor="test")
+    first = (await plane.books.info(1)).effective_from or 0
+    await _upload(plane, OTHER_BOOK)
+    async with plane.database.write() as connection:
+        await connection.execute(
+            text(
+                "INSERT INTO price_book_activations (version, effective_from, created_at)"
+                f" VALUES (2, {first + 1}, {first})"
+            )
+        )
+    await plane.books.refresh()
+    assert plane.books.current(first)[0] == 1
+    assert plane.books.current(first + 1)[0] == 2
+
+
+async def test_differing_file_is_told(plane: Control) -> None:
+    await plane.books.load_first(BOOK, actor="test")
+    assert await plane.books.version_of(BOOK) == 1
+    assert await plane.books.version_of(OTHER_BOOK) is None
+
+
+async def test_uploads_at_once_get_different_versions(plane: Control) -> None:
+    books = [BOOK.replace("test prices", f"prices {number}") for number in range(5)]
+    versions = await asyncio.gather(*(_upload(plane, book) for book in books))
+    assert sorted(versions) == [1, 2, 3, 4, 5]
+
+
+async def test_acts_are_audited(plane: Control) -> None:
+    await plane.books.load_first(BOOK, actor="ada")
+    rows = (await plane.audit.page(PageRequest())).items
+    assert [(row.action, row.target, row.actor) for row in rows] == [
+        ("book.activate", "1", "ada"),
+        ("book.upload", "1", "ada"),
+    ]
+
+
+async def test_pages_and_cursor_list_every_version_once(plane: Control) -> None:
+    for number in range(5):
+        await _upload(plane, BOOK.replace("test prices", f"prices {number}"))
+    by_page = [
+        info.version
+        for number in (1, 2, 3)
+        for info in (await plane.books.page(PageRequest(page=number, page_size=2))).items
+    ]
+    assert by_page == [5, 4, 3, 2, 1]
+    first = await plane.books.page(PageRequest(page_size=3))
+    assert (first.next_after, first.has_more) == (3, True)
+    rest = await plane.books.page(PageRequest(page_size=3, after=first.next_after))
+    assert [info.version for info in rest.items] == [2, 1]
+    assert not rest.has_more
+
+
+@settings(max_examples=20)
+@given(moments=st.lists(st.integers(0, 50), min_size=1, max_size=12), asked=st.integers(0, 60))
+def test_latest_moment_that_has_come_wins(moments: list[int], asked: int) -> None:
+    """Against the rule told the other way round: walk through time and apply what is due."""
+
+    async def story() -> int | None:
+        import tempfile
+
+        with tempfile.TemporaryDirectory() as directory:
+            async with control(Path(directory)) as plane:
+                await _upload(plane, BOOK)
+                await _upload(plane, OTHER_BOOK)
+                async with plane.database.write() as connection:
+                    for number, moment in enumerate(moments):
+                        await connection.execute(
+                            text(
+                                "INSERT INTO price_book_activations"
+                                " (version, effective_from, created_at)"
+                                f" VALUES ({number % 2 + 1}, {FAR + moment}, {number})"
+                            )
+                        )
+                await plane.books.refresh()
+                try:
+                    return plane.books.current(FAR + asked)[0]
+                except NoBookError:
+                    return None
+
+    expected: int | None = None
+    for tick in range(asked + 1):
+        for number, moment in enumerate(moments):
+            if moment == tick:
+                expected = number % 2 + 1
+    assert asyncio.run(story()) == expected

@@ -1,0 +1,153 @@
+"""/metrics: what is counted, under which names, and that no label can tell who called."""
+
+import time
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from billing.context import BillingContext
+from billing.events import UsageQuality, UsageSource
+from llm_gateway import clock
+from llm_gateway.metrics import CHILDREN_MAX, Metrics
+from llm_gateway.verdict import Verdict
+from pricing_rules.usage import Usage
+
+CONTEXT = BillingContext(
+    event_id="e1", account="CANARY", key_id="CANARY", app="CANARY", scene="s", provider="openai",
+    model_requested="CANARY", model_sent="CANARY", run_id="CANARY", client_request_id="CANARY",
+    book=3, rule="u", started_at=1,
+)  # fmt: skip
+
+
+class EndedCall:
+    """A call as call_ended sees it."""
+
+    def __init__(self, outcome: str = "charged", *, streamed: bool = False) -> None:
+        self.event_id = "e1"
+        self.context: BillingContext | None = CONTEXT
+        self.verdict: Verdict | None = Verdict(
+            usage=Usage(), quality=UsageQuality.EXACT, source=UsageSource.PROVIDER, amount=1
+        )
+        self.outcome = outcome
+        self.status = 200
+        self.streamed = streamed
+        self.started = clock.monotonic() - 2.0
+        self.first_byte: float | None = self.started + 0.3
+        self.grant = 5
+
+
+def samples(metrics: Metrics) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(metrics.render())
+        for sample in family.samples
+    }
+
+
+def test_calls_are_counted_by_outcome_and_stream() -> None:
+    metrics = Metrics()
+    for _ in range(3):
+        metrics.call_ended(EndedCall(streamed=True))
+    metrics.call_ended(EndedCall("insufficient_credit"))
+    found = samples(metrics)
+    name = "llm_gateway_calls_total"
+    assert found[name, (("outcome", "charged"), ("stream", "true"))] == 3
+    assert found[name, (("outcome", "insufficient_credit"), ("stream", "false"))] == 1
+
+
+def test_times_fall_into_their_buckets() -> None:
+    metrics = Metrics()
+    metrics.call_ended(EndedCall())
+    found = samples(metrics)
+    # The first byte came after 0.3 s, the end after 2.0 s and a little.
+    first = "llm_gateway_first_token_seconds_bucket"
+    assert found[first, (("le", "0.25"),)] == 0
+    assert found[first, (("le", "0.5"),)] == 1
+    whole = "llm_gateway_call_seconds_bucket"
+    assert found[whole, (("le", "1.0"),)] == 0
+    assert found[whole, (("le", "+Inf"),)] == 1
+    assert found["llm_gateway_call_seconds_count", ()] == 1
+    assert found["llm_gateway_call_seconds_sum", ()] >= 2
+
+
+def test_a_call_without_an_answer_has_no_first_token() -> None:
+    metrics = Metrics()
+    call = EndedCall("invalid_api_key")
+    call.context = call.verdict = call.first_byte = None
+    metrics.call_ended(call)
+    found = samples(metrics)
+    assert found["llm_gateway_first_token_seconds_count", ()] == 0
+    assert not [name for name, _ in found if name == "llm_gateway_usage_quality_total"]
+
+
+def test_admissions_errors_and_quality_have_their_labels() -> None:
+    metrics = Metrics()
+    metrics.admission("admitted")
+    metrics.upstream_error("openai", "connect")
+    metrics.call_ended(EndedCall())
+    found = samples(metrics)
+    assert found["llm_gateway_admissions_total", (("reason", "admitted"),)] == 1
+    errors = (("kind", "connect"), ("provider", "openai"))
+    assert found["llm_gateway_upstream_errors_total", errors] == 1
+    quality = (("provider", "openai"), ("quality", "exact"))
+    assert found["llm_gateway_usage_quality_total", quality] == 1
+
+
+def test_a_cancelled_call_has_no_usage_quality() -> None:
+    metrics = Metrics()
+    call = EndedCall("empty")
+    call.verdict = Verdict(
+        usage=Usage(), quality=UsageQuality.MISSING, source=UsageSource.NONE, amount=0,
+        cancelled=True,
+    )  # fmt: skip
+    metrics.call_ended(call)
+    assert "usage_quality_total{" not in metrics.render()
+
+
+def test_gauges_show_what_was_set() -> None:
+    metrics = Metrics()
+    metrics.open_streams = 4
+    metrics.held_micro_credits = 2**53 - 1
+    metrics.unsettled_events = 7
+    metrics.unsettled_age_seconds = 1.5
+    metrics.spool_bytes = 512
+    metrics.quarantined_events = 2
+    found = samples(metrics)
+    gauges = {name: value for (name, labels), value in found.items() if not labels}
+    assert gauges["llm_gateway_open_streams"] == 4
+    assert gauges["llm_gateway_held_micro_credits"] == 2**53 - 1
+    assert gauges["llm_gateway_unsettled_events"] == 7
+    assert gauges["llm_gateway_unsettled_age_seconds"] == 1.5
+    assert gauges["llm_gateway_spool_bytes"] == 512
+    assert gauges["llm_gateway_quarantined_events"] == 2
+
+
+def test_no_label_tells_who_called() -> None:
+    metrics = Metrics()
+    metrics.call_ended(EndedCall())
+    metrics.admission("admitted")
+    metrics.upstream_error("openai", "status_500")
+    text = metrics.render()
+    assert "CANARY" not in text
+    labels = {name for _, pairs in samples(metrics) for name, _ in pairs}
+    assert labels == {"outcome", "stream", "reason", "provider", "kind", "quality", "le"}
+
+
+def test_a_label_that_runs_wild_is_cut_off() -> None:
+    metrics = Metrics()
+    for number in range(CHILDREN_MAX + 50):
+        metrics.admission(f"reason-{number}")
+    found = samples(metrics)
+    name = "llm_gateway_admissions_total"
+    assert len([1 for key, _ in found if key == name]) == CHILDREN_MAX + 1
+    assert found[name, (("reason", "other"),)] == 50
+
+
+def test_counting_is_quick() -> None:
+    metrics, call, rounds = Metrics(), EndedCall(), 20_000
+    best = float("inf")
+    for _ in range(5):
+        start = time.perf_counter()
+        for _ in range(rounds):
+            metrics.call_ended(call)
+        best = min(best, (time.perf_counter() - start) / rounds)
+    assert best < 10e-6  # about 0.7 us on an idle machine; generous for a busy one

@@ -1,0 +1,146 @@
+"""What a finished call is charged: one line a way to end.
+
+The rule: input 1.00, cached 0.50, output 2.00 per 1M tokens, 100 credits a unit of currency. So an
+input token costs 1.00 x 100 = 100 micro-credits, a cached one 50, an output token 200.
+"""
+
+import pytest
+
+from billing.events import UsageQuality, UsageSource
+from llm_gateway.tokens import Count
+from llm_gateway.verdict import Answer, Ending, Policy, judge, nothing
+from pricing_rules.book import Rule, parse_book
+from pricing_rules.usage import ReportedUsage, Usage
+
+BOOK = """
+[book]
+name = "test"
+currency = "USD"
+credits_per_unit = "100"
+
+[[rule]]
+id = "r"
+description = "made up for this test"
+scene = "*"
+provider = "*"
+model = "*"
+input = "1.00"
+cached_input = "0.50"
+output = "2.00"
+"""
+ESTIMATE = UsageSource.BYTES
+GRANT = 100_000
+
+
+@pytest.fixture(scope="module")
+def rule() -> Rule:
+    return parse_book(BOOK).rules[0]
+
+
+def answer(
+    ending: Ending = Ending.WHOLE,
+    reported: ReportedUsage | None = None,
+    *,
+    has_content: bool = True,
+    delivered: int = 7,
+) -> Answer:
+    zero = reported is not None and not (reported.prompt or reported.completion)
+    return Answer(
+        ending=ending,
+        reported=reported,
+        raw_usage=b"{}" if reported else b"",
+        all_zero=zero,
+        has_content=has_content,
+        delivered=lambda: delivered,
+    )
+
+
+def reported(prompt: int, completion: int, cached: int | None = None) -> ReportedUsage:
+    return ReportedUsage(prompt=prompt, completion=completion, cached=cached)
+
+
+# ending, reported, content -> quality, source, amount. Estimates: 10 input, 7 delivered tokens:
+# 10 x 100 + 7 x 200 = 2400.
+CASES = [
+    # 100 x 100 + 50 x 200 = 20000
+    (Ending.WHOLE, reported(100, 50), True, "exact", "provider", 20_000),
+    # 60 x 100 + 40 x 50 + 50 x 200 = 18000
+    (Ending.WHOLE, reported(100, 50, cached=40), True, "exact", "provider", 18_000),
+    # cached over input counts as input: 100 x 50 + 50 x 200 = 15000
+    (Ending.WHOLE, reported(100, 50, cached=900), True, "exact", "provider", 15_000),
+    # a true cost above the hold is still the cost: 500 x 100 + 500 x 200 = 150000
+    (Ending.WHOLE, reported(500, 500), True, "exact", "provider", 150_000),
+    # zeros are a value where nothing was said
+    (Ending.WHOLE, reported(0, 0), False, "exact", "provider", 0),
+    (Ending.WHOLE, reported(0, 0), True, "suspicious", "bytes", 2_400),
+    (Ending.WHOLE, reported(-5, 50), True, "suspicious", "bytes", 2_400),
+    # 2000 x 100 + 1 x 200 = 200200, over twice the hold
+    (Ending.WHOLE, reported(2_000, 1), True, "suspicious", "bytes", 2_400),
+    (Ending.WHOLE, None, True, "estimated", "bytes", 2_400),
+    (Ending.BROKEN, reported(100, 50), True, "partial", "provider", 20_000),
+    (Ending.BROKEN, None, True, "partial", "bytes", 2_400),
+    (Ending.CLIENT_GONE, None, True, "partial", "bytes", 2_400),
+    (Ending.CLIENT_GONE, None, False, "partial", "bytes", 2_400),
+    (Ending.CUT, None, True, "partial", "bytes", 2_400),
+]
+
+
+@pytest.mark.parametrize(("ending", "usage", "content", "quality", "source", "amount"), CASES)
+def test_charge_of_each_ending(
+    rule: Rule,
+    ending: Ending,
+    usage: ReportedUsage | None,
+    content: bool,
+    quality: str,
+    source: str,
+    amount: int,
+) -> None:
+    verdict = judge(
+        answer(ending, usage, has_content=content),
+        rule=rule,
+        grant=GRANT,
+        count_input=lambda: Count(10, ESTIMATE),
+        policy=Policy(no_usage="estimate", empty_answer="free"),
+    )
+    assert (verdict.quality, verdict.source, verdict.amount) == (quality, source, amount)
+    assert not verdict.cancelled
+
+
+def judged(rule: Rule, what: Answer, policy: Policy, grant: int = GRANT) -> tuple[int, bool, str]:
+    verdict = judge(
+        what, rule=rule, grant=grant, count_input=lambda: Count(10, ESTIMATE), policy=policy
+    )
+    return verdict.amount, verdict.cancelled, verdict.reason
+
+
+def test_estimate_never_exceeds_the_hold(rule: Rule) -> None:
+    policy = Policy(no_usage="estimate", empty_answer="free")
+    assert judged(rule, answer(), policy, grant=900) == (900, False, "no_usage")
+
+
+def test_ceiling_policy_charges_the_hold(rule: Rule) -> None:
+    policy = Policy(no_usage="ceiling", empty_answer="free")
+    assert judged(rule, answer(), policy) == (GRANT, False, "no_usage")
+
+
+def test_ceiling_policy_leaves_a_broken_answer_to_the_estimate(rule: Rule) -> None:
+    policy = Policy(no_usage="ceiling", empty_answer="free")
+    assert judged(rule, answer(Ending.BROKEN), policy) == (2_400, False, "broken")
+
+
+@pytest.mark.parametrize(
+    ("choice", "expected"), [("free", (0, True, "empty")), ("charge", (1_000, False, "empty"))]
+)
+def test_empty_answer_follows_its_policy(
+    rule: Rule, choice: str, expected: tuple[int, bool, str]
+) -> None:
+    policy = Policy(no_usage="estimate", empty_answer="free" if choice == "free" else "charge")
+    empty = answer(has_content=False, delivered=0)
+    assert judged(rule, empty, policy) == expected
+
+
+def test_nothing_is_cancelled_and_names_its_reason() -> None:
+    verdict = nothing("upstream_error")
+    assert (verdict.amount, verdict.cancelled, verdict.usage) == (0, True, Usage())
+    assert verdict.reason == "upstream_error"
+    assert verdict.quality is UsageQuality.EXACT

@@ -1,0 +1,113 @@
+"""The control plane on a real SQLite file, with clocks that only the test moves."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from billing.accounts import Accounts
+from billing.audit import AuditTrail
+from billing.books import PriceBooks
+from billing.db import migrate
+from billing.db.session import Database
+from billing.db.sqlite import SqliteHotDatabase
+from billing.keys import Keys
+
+NOON = 1_790_000_000_000  # an arbitrary moment, milliseconds since the epoch
+
+BOOK = """
+[book]
+name = "test prices"
+currency = "USD"
+credits_per_unit = "100"
+
+[[rule]]
+id = "echo-mini"
+provider = "echo"
+model = "mini"
+input = "2.50"
+cached_input = "1.25"
+output = "10.00"
+
+[[rule]]
+id = "agent-mini"
+scene = "agent"
+provider = "echo"
+model = "mini"
+input = "5.00"
+output = "20.00"
+
+[[rule]]
+id = "agent-only"
+scene = "agent"
+provider = "echo"
+model = "agent-model"
+input = "1.00"
+output = "2.00"
+
+[[rule]]
+id = "off"
+provider = "echo"
+model = "disabled-model"
+status = "disabled"
+input = "1.00"
+output = "2.00"
+"""
+
+OTHER_BOOK = BOOK.replace('"test prices"', '"other prices"').replace('"2.50"', '"3.00"')
+
+
+class Clock:
+    """Both clocks of a process, moved together."""
+
+    def __init__(self) -> None:
+        self.ms = NOON
+
+    def now_ms(self) -> int:
+        return self.ms
+
+    def monotonic(self) -> float:
+        return self.ms / 1000
+
+    def tick(self, seconds: float) -> None:
+        self.ms += round(seconds * 1000)
+
+
+class Control:
+    """Everything that admins and owners of accounts work on."""
+
+    def __init__(self, path: Path, clock: Clock) -> None:
+        self.path = path
+        self.clock = clock
+        self.database = Database(f"sqlite+aiosqlite:///{path}")
+        self.hot = SqliteHotDatabase(path, clock=clock.now_ms)
+        self.keys = Keys(self.database, now_ms=clock.now_ms, monotonic=clock.monotonic)
+        self.books = PriceBooks(self.database, now_ms=clock.now_ms, monotonic=clock.monotonic)
+        self.accounts = Accounts(self.database, self.hot, now_ms=clock.now_ms)
+        self.audit = AuditTrail(self.database)
+        self._others: list[Control] = []
+
+    def other_process(self) -> "Control":
+        """The same database as another process sees it; its hot side is not started."""
+        other = Control(self.path, self.clock)
+        self._others.append(other)
+        return other
+
+    async def close(self) -> None:
+        """Close what was opened here and in other processes."""
+        for other in self._others:
+            await other.close()
+        await self.hot.close()
+        await self.database.dispose()
+
+
+@asynccontextmanager
+async def control(directory: Path) -> AsyncIterator[Control]:
+    """A fresh database; closed at the end."""
+    path = directory / "gateway.db"
+    migrate.upgrade(f"sqlite+aiosqlite:///{path}")
+    plane = Control(path, Clock())
+    await plane.hot.start()
+    try:
+        yield plane
+    finally:
+        await plane.close()

@@ -1,0 +1,146 @@
+"""Holds, finished calls and entries for tests of the money path, and a hot database on a real file."""
+
+import sqlite3
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing
+from itertools import count
+from pathlib import Path
+
+from billing.context import BillingContext, encode_context
+from billing.db import migrate
+from billing.db.invariants import check_invariants
+from billing.db.sqlite import SqliteHotDatabase
+from billing.events import (
+    ChargeEvent,
+    Finish,
+    Revision,
+    UsageNotes,
+    UsageQuality,
+    UsageSource,
+)
+from billing.holds import HoldRequest
+from billing.ledger import Entry
+from pricing_rules.usage import Usage
+
+T0 = 1_790_000_000_000  # milliseconds since the epoch
+
+_ids = count(1)
+
+
+def new_id() -> str:
+    """A fresh event id; later ones sort later, as those of the product do."""
+    return f"01900000-0000-7000-8000-{next(_ids):012x}"
+
+
+def context(event_id: str, account: str = "alice") -> BillingContext:
+    return BillingContext(
+        event_id=event_id,
+        account=account,
+        key_id="key-1",
+        app="",
+        scene="agent",
+        provider="echo",
+        model_requested="mini",
+        model_sent="mini-1",
+        run_id="",
+        client_request_id="",
+        book=1,
+        rule="echo-mini",
+        started_at=T0,
+    )
+
+
+def charge(
+    event_id: str,
+    amount: int,
+    *,
+    account: str = "alice",
+    revision: int = Revision.FINAL,
+    ceiling: int = 100,
+) -> Finish:
+    """A finished call that costs `amount`."""
+    return Finish(
+        event=ChargeEvent(
+            revision=revision,
+            context=context(event_id, account),
+            usage=Usage(input=10, cached_input=2, output=5, reasoning=1),
+            quality=UsageQuality.EXACT,
+            usage_source=UsageSource.PROVIDER,
+            amount=amount,
+            ceiling=ceiling,
+            finished_at=T0 + 5,
+        ),
+        notes=UsageNotes(raw_usage=b'{"prompt_tokens":12}'),
+    )
+
+
+def estimate(event_id: str, amount: int, *, account: str = "alice") -> Finish:
+    """What a sweeper says of a call whose process died."""
+    return charge(event_id, amount, account=account, revision=Revision.ESTIMATE)
+
+
+def cancelled(event_id: str, *, account: str = "alice") -> Finish:
+    """A call of which the owner decided that nothing is charged."""
+    finish = charge(event_id, 0, account=account)
+    return Finish(event=finish.event, notes=UsageNotes(reason="not_reached"), cancelled=True)
+
+
+def hold(
+    event_id: str,
+    *,
+    account: str = "alice",
+    minimum: int = 100,
+    wanted: int = 100,
+    process: str = "p1",
+) -> HoldRequest:
+    return HoldRequest(
+        hold_id=event_id,
+        account=account,
+        minimum=minimum,
+        wanted=wanted,
+        context=encode_context(context(event_id, account)),
+        process=process,
+        started_at=T0,
+    )
+
+
+def purchase(amount: int, *, account: str = "alice", event_id: str = "") -> Entry:
+    return Entry(
+        event_id=event_id or f"bought:{new_id()}",
+        account=account,
+        source="purchase",
+        direction="income",
+        amount=amount,
+    )
+
+
+def migrated(directory: Path) -> Path:
+    """A new, empty database."""
+    path = directory / "gateway.db"
+    migrate.upgrade(f"sqlite+aiosqlite:///{path}")
+    return path
+
+
+@asynccontextmanager
+async def hot_database(path: Path) -> AsyncIterator[SqliteHotDatabase]:
+    """A started hot database whose clock stands still; its invariants are checked at the end."""
+    hot = SqliteHotDatabase(path, clock=lambda: T0)
+    await hot.start()
+    try:
+        yield hot
+    finally:
+        await hot.close()
+    with closing(sqlite3.connect(path)) as connection:
+        assert check_invariants(connection) == []
+
+
+def rows(path: Path, query: str, *values: object) -> list[tuple[object, ...]]:
+    """What a query finds, read from outside of the product."""
+    with closing(sqlite3.connect(path)) as connection:
+        return connection.execute(query, values).fetchall()
+
+
+def execute(path: Path, statement: str, *values: object) -> None:
+    """Change the database from outside of the product."""
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute(statement, values)
