@@ -136,13 +136,15 @@ async def _serve(config: Config, listeners: list[socket.socket]) -> None:
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """A bound socket, so that a port in use is found before any data is touched."""
+    """A bound socket, so that a port in use is found before any data is touched.
+
+    uvicorn listens on it once everything is ready: until then clients are refused, not kept waiting.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
-        listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
         why = error.strerror or str(error)
@@ -368,6 +370,7 @@ def _server(api: Litestar, protocol: type[Front] | str) -> _Server:
             log_config=None,
             access_log=False,
             server_header=False,
+            backlog=BACKLOG,
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
         )
     )

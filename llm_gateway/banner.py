@@ -6,7 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Final
 
-from llm_gateway.config import Config, ProviderConfig
+from llm_gateway.config import Config, ProviderConfig, ServerConfig
 from llm_gateway.credentials import Credentials, credentials_path
 
 ANY_ADDRESS: Final = ("0.0.0.0", "::", "")  # noqa: S104 - recognised, not listened on
@@ -72,7 +72,10 @@ def _key_rows(config: Config, credentials: Credentials) -> list[tuple[str, str]]
     rows = [("key", f"{credentials.demo_key}   (account {credentials.demo_account})")]
     if model:
         rows.append(("try", curl_line(credentials.url, credentials.demo_key, model)))
-        rows.append(("or", f'llm-gateway chat "Hello!" --model {shlex.quote(model)}'))
+        words = ["llm-gateway", "chat", "Hello!", "--model", model]
+        if config.server.data_dir != ServerConfig().data_dir:
+            words += ["--data-dir", config.server.data_dir]
+        rows.append(("or", shlex.join(words)))
     return rows
 
 

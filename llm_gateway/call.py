@@ -34,8 +34,6 @@ from pricing_rules.price import price
 from pricing_rules.usage import Usage
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
     from billing.context import BillingContext
     from billing.guard import Admitted
     from llm_gateway.front import Front, Headers
@@ -85,7 +83,8 @@ class Call:
         self._headers = headers
         self._quote: Quote | None = None
         self._target: Target | None = None
-        self._task: asyncio.Task[None] | None = None  # set while the upstream's head is awaited
+        self.task: asyncio.Task[None] | None = None  # the one that runs this call
+        self._sending = False  # the upstream's head is awaited
         self._exchange: Exchange | None = None
         self._stream: StreamAnswer | None = None
         self._holds_credit = False
@@ -166,7 +165,10 @@ class Call:
     async def _open_upstream(self, quote: Quote) -> Exchange:
         """Send the request to the first target that takes it; returns with the head of a 2xx answer."""
         error: errors.GatewayError = errors.UpstreamFailedError()
-        async for target in self._targets(quote):
+        for number, target in enumerate(quote.targets):
+            if number and not await self._falls_back(quote, target):
+                continue
+            self._target = target
             try:
                 exchange = await self._send(target, quote)
                 if not is_success(exchange):
@@ -282,35 +284,27 @@ class Call:
 
     # -- to the upstream ---------------------------------------------------------------------
 
-    async def _targets(self, quote: Quote) -> AsyncIterator[Target]:
-        """The targets in order; the hold is raised before a dearer one, or that one is passed over."""
-        for number, target in enumerate(quote.targets):
-            if number:
-                if self._gone or self._stopped or not await self._covers(target):
-                    continue
-                self._failed_attempts += 1
-                self.context = msgspec.structs.replace(
-                    quote.context,
-                    provider=target.route.provider.name,
-                    model_sent=target.route.model_sent,
-                    rule=target.rule.id,
-                )
-            self._target = target
-            yield target
-
-    async def _covers(self, target: Target) -> bool:
-        """Raise the hold to what a fallback may cost; False if the account has not got it."""
-        assert self.context is not None
+    async def _falls_back(self, quote: Quote, target: Target) -> bool:
+        """Whether the next target may be tried: the hold is raised to what that one may cost."""
         assert self._admitted is not None
+        if self._gone or self._stopped:
+            return False
+        context = msgspec.structs.replace(
+            quote.context,
+            provider=target.route.provider.name,
+            model_sent=target.route.model_sent,
+            rule=target.rule.id,
+        )
         try:
             result = await self._gateway.guard.raise_hold(
-                self.context, target.ceiling, target.bounds, self._admitted
+                context, target.ceiling, target.bounds, self._admitted
             )
         except GuardUnavailableError:
             return False
         if isinstance(result, Refused):
             return False
-        self._admitted, self.grant = result, result.held
+        self.context, self._admitted, self.grant = context, result, result.held
+        self._failed_attempts += 1
         return True
 
     async def _send(self, target: Target, quote: Quote) -> Exchange:
@@ -326,17 +320,17 @@ class Call:
         )
         headers = _STREAM_HEADERS if quote.request.stream else _JSON_HEADERS
         message = UpstreamRequest(path=CHAT_PATH, headers=headers, body=body)
-        self._task = asyncio.current_task()
+        self._sending = True
         try:
             self._exchange = await self._gateway.upstreams[provider.name].send(message)
         except asyncio.CancelledError:
-            if self._task is None or not (self._gone or self._stopped):
+            if self.task is None or not (self._gone or self._stopped):
                 raise
-            self._task.uncancel()
+            self.task.uncancel()
             await self._abandon()
             raise ClientGoneError from None
         finally:
-            self._task = None
+            self._sending = False
         return self._exchange
 
     async def _abandon(self) -> None:
@@ -535,8 +529,8 @@ class Call:
     def _end(self) -> None:
         if self._exchange is not None:
             self._exchange.abort()
-        elif self._task is not None:
-            self._task.cancel()
+        elif self._sending and self.task is not None:
+            self.task.cancel()
         elif self._client.body is not None and not self._client.body.done():
             self._client.body.set_exception(errors.ShuttingDownError())
 

@@ -57,7 +57,7 @@ class HotPaths(Protocol):
     body_bytes_max: int
     stopping: bool  # no further request will be read from any connection
 
-    def is_hot(self, method: bytes, path: bytes) -> bool: ...
+    def is_hot(self, path: bytes) -> bool: ...
     def start(self, client: Front, headers: Headers) -> HotCall: ...
 
 
@@ -138,7 +138,8 @@ class Front(HttpToolsProtocol):
                 if part:
                     self.parser.feed_data(part)
         except httptools.HttpParserUpgrade:
-            self._refuse(_malformed("This server does not change protocols."))
+            if not self._refused:
+                self._refuse(_malformed("This server does not change protocols."))
         except httptools.HttpParserCallbackError as error:
             if not self._refused:
                 _log.error("a connection failed", exc_info=error.__context__ or error)
@@ -187,14 +188,17 @@ class Front(HttpToolsProtocol):
         self._in_head = False
         self._head_bytes = 0
         self._head_tail = b""
-        self._speaks_11 = self.parser.get_http_version() != "1.0"
+        self._speaks_11 = self.parser.get_http_version() == "1.1"
         self._may_keep_alive = self._speaks_11 and self.parser.should_keep_alive()
-        self._is_hot = self.hot.is_hot(self.parser.get_method(), self.url.partition(b"?")[0])
+        self._is_hot = self.hot.is_hot(self.url.partition(b"?")[0])
         self._check_framing()
         if self._refused:
             return
         if not self._is_hot:
             super().on_headers_complete()
+            return
+        if self.parser.get_method() != b"POST":
+            self._refuse(errors.MethodNotAllowedError("POST"))
             return
         if self._body_left > self.hot.body_bytes_max:
             self._refuse(errors.RequestTooLargeError(self.hot.body_bytes_max))
@@ -219,7 +223,9 @@ class Front(HttpToolsProtocol):
                 upgrade = True
         length = framing.get(b"content-length")
         coding = framing.get(b"transfer-encoding")
-        if coding is not None and length is not None:
+        if not self._speaks_11 and self.parser.get_http_version() != "1.0":
+            self._refuse(_malformed("This server speaks HTTP/1.1 and HTTP/1.0."))
+        elif coding is not None and length is not None:
             self._refuse(_malformed("Content-Length and Transfer-Encoding exclude each other."))
         elif coding is not None and coding.lower() != b"chunked":
             self._refuse(_malformed("The only Transfer-Encoding here is chunked."))
@@ -415,6 +421,8 @@ class Front(HttpToolsProtocol):
         head = [STATUS_LINE[error.status]]
         for name, value in self.server_state.default_headers:
             head += (name, b": ", value, b"\r\n")
+        for said, text in error.headers.items():
+            head.append(f"{said}: {text}\r\n".encode())
         head.append(b"content-type: application/json\r\nconnection: close\r\n")
         head.append(b"content-length: %d\r\n\r\n" % len(body))
         self.transport.write(b"".join(head) + body)

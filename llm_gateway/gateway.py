@@ -115,15 +115,15 @@ class Gateway:
 
     # -- what connections ask ----------------------------------------------------------------
 
-    def is_hot(self, method: bytes, path: bytes) -> bool:
+    def is_hot(self, path: bytes) -> bool:
         """Whether a request is a call, to be answered on the data plane."""
-        return path == CHAT_COMPLETIONS and method == b"POST"
+        return path == CHAT_COMPLETIONS
 
     def start(self, client: Front, headers: Headers) -> Call:
         """Begin a call; it runs by itself."""
         call = Call(self, client, headers)
         self.calls.add(call)
-        task = client.loop.create_task(call.run())
+        task = call.task = client.loop.create_task(call.run())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return call

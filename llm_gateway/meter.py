@@ -11,19 +11,19 @@ from typing import Final
 import msgspec
 
 from llm_gateway import sse
+from llm_gateway.chunks import choices_of, collect_text, decode, decode_prefix, is_error, unescape
 from llm_gateway.tokens import TextMeasure, measure
-from pricing_rules.usage import TOKENS_MAX, ReportedUsage, Usage
+from llm_gateway.usage_report import UsageReader, usage_object
+from pricing_rules.usage import ReportedUsage, Usage
 
 # An unfinished event larger than this is passed on except its end, where usage would stand.
 EVENT_BYTES_MAX: Final = 256 * 1024
 EVENT_END_BYTES: Final = 64 * 1024
 # What may be held for the end: the usage-only event, `[DONE]`, and a little after it.
 HELD_BYTES_MAX: Final = 64 * 1024
-RAW_USAGE_BYTES_MAX: Final = 16 * 1024
 # Delivered text is measured in pieces of this size: measuring costs per call, not per byte.
 _MEASURE_BYTES: Final = 4096
 _FRAMES_MAX: Final = 4
-_NONSENSE: Final = -1  # a count of no sensible type: `normalise` finds it implausible
 
 _TEXT: Final = re.compile(
     rb'"(?:content|reasoning_content|reasoning|refusal|arguments)"[ ]?:[ ]?"'
@@ -48,7 +48,7 @@ class JsonAnswer(msgspec.Struct, frozen=True, kw_only=True):
 
 def read_json_answer(body: bytes) -> JsonAnswer:
     """Read a whole JSON answer; never raises, whatever the body is."""
-    answer = _decode(body)
+    answer = decode(body)
     if not isinstance(answer, dict):
         return JsonAnswer(
             reported=None,
@@ -58,12 +58,12 @@ def read_json_answer(body: bytes) -> JsonAnswer:
             text=b"",
             error=True,
         )
-    usage = _UsageReader()
+    usage = UsageReader()
     usage.read(answer)
     texts: list[bytes] = []
     has_content = False
-    for choice in _choices(answer):
-        has_content |= _collect(choice, texts)
+    for choice in choices_of(answer):
+        has_content |= collect_text(choice, texts)
     text = b"".join(texts)
     return JsonAnswer(
         reported=usage.reported,
@@ -71,13 +71,8 @@ def read_json_answer(body: bytes) -> JsonAnswer:
         has_content=has_content,
         delivered=measure(text),
         text=text,
-        error=_is_error(answer),
+        error=is_error(answer),
     )
-
-
-def is_all_zero(reported: ReportedUsage) -> bool:
-    """Whether a report says that nothing was used: not to be believed of an answer with content."""
-    return not (reported.prompt or reported.completion or reported.total)
 
 
 class _Frame(msgspec.Struct, frozen=True, kw_only=True):
@@ -138,7 +133,7 @@ class StreamMeter:
         self.error_event = False
         self.has_content = False
         self._wants_usage = client_wants_usage
-        self._usage = _UsageReader()
+        self._usage = UsageReader()
         self._frames: list[_Frame] = []
         self._quiet = True  # no tail, nothing held, nothing half seen: frames may be tried
         self._tail = bytearray()  # the unfinished event
@@ -212,7 +207,8 @@ class StreamMeter:
         tail = bytes(self._tail)
         self._tail.clear()
         if tail:
-            self._held += self._end_of_large(tail) if self._is_large(tail) else self._event(tail)
+            out = self._end_of_large(tail) if self._is_large(tail) else self._event(tail)
+            self._held += out
 
     def finish(self) -> bytes:
         """What was held back; to be called when the charge is durable."""
@@ -235,7 +231,7 @@ class StreamMeter:
             parts.append(self._own_chunk([choice], None))
             self._choices[index] = False
         if self._wants_usage and usage is not None:
-            parts.append(self._own_chunk([], _usage_object(usage)))
+            parts.append(self._own_chunk([], usage_object(usage)))
         parts.append(sse.DONE_EVENT)
         return b"".join(parts)
 
@@ -271,7 +267,7 @@ class StreamMeter:
             if padded + len(tail) != len(event):
                 continue
             text = event[begin:end]
-            self._add_text(_unescape(text) if b"\\" in text else text)
+            self._add_text(unescape(text) if b"\\" in text else text)
             if not frame.changed:
                 return event
             return b"%b%b%b%b%b" % (
@@ -293,7 +289,7 @@ class StreamMeter:
                 return
             begin, end = match.span(1)
         raw = event[begin:end]
-        if begin < 0 or text not in (raw, _unescape(raw)):
+        if begin < 0 or text not in (raw, unescape(raw)):
             return
         at = event.find(_PADDING, end)
         at = padded = len(event) if at < 0 else at + len(_PADDING)
@@ -338,14 +334,14 @@ class StreamMeter:
         buffer = data
         if self._tail:
             self._tail += data
-            if not sse.EVENT_END.search(self._tail, scan):
+            if sse.find_end(self._tail, scan) < 0:
                 return []
             buffer = bytes(self._tail)
         out: list[bytes] = []
         at = 0
-        while not self._done and (match := sse.EVENT_END.search(buffer, scan)):
-            event = buffer[at : match.end()]
-            at = scan = match.end()
+        while not self._done and (end := sse.find_end(buffer, scan)) >= 0:
+            event = buffer[at:end]
+            at = scan = end
             out.append(self._end_of_large(event) if self._is_large(event) else self._event(event))
         rest = buffer[at:]
         self._after_cr = at > 0 and not rest and buffer[-1] == 0x0D
@@ -367,7 +363,7 @@ class StreamMeter:
             return self._comment(event)
         if parsed.data.strip() == sse.DONE:
             return self._done_event(event)
-        chunk = _decode(parsed.data)
+        chunk = decode(parsed.data)
         if not isinstance(chunk, dict):
             self.error_event |= parsed.name == b"error"
             return self._release(event)
@@ -395,18 +391,18 @@ class StreamMeter:
             self._id = chunk.get("id")
         self._model = self._model or chunk.get("model")
         self._created = self._created or chunk.get("created")
-        is_error = parsed.name == b"error" or _is_error(chunk)
-        self.error_event |= is_error
+        is_failure = parsed.name == b"error" or is_error(chunk)
+        self.error_event |= is_failure
         usage_before = self._usage.seen
         self._usage.read(chunk)
         texts: list[bytes] = []
-        choices = _choices(chunk)
+        choices = choices_of(chunk)
         finished = self._read_choices(choices, texts)
         for text in texts:
             self._add_text(text)
-        if not chunk.get("choices") and not is_error and chunk.get("usage") is not None:
+        if not chunk.get("choices") and not is_failure and chunk.get("usage") is not None:
             return self._usage_only(event, parsed)
-        ordinary = usage_before == self._usage.seen and not finished and not is_error
+        ordinary = usage_before == self._usage.seen and not finished and not is_failure
         if ordinary and len(choices) == len(texts) == 1 and _is_one_plain_line(event, parsed):
             self._learn(event, parsed, texts[0])
         return self._release(event if self._wants_usage else sse.strip_null_usage(event, parsed))
@@ -417,7 +413,7 @@ class StreamMeter:
         for position, choice in enumerate(choices):
             index = choice.get("index")
             index = index if type(index) is int else position
-            self.has_content |= _collect(choice, texts)
+            self.has_content |= collect_text(choice, texts)
             if choice.get("finish_reason") is not None:
                 self._choices[index] = False
                 finished = True
@@ -469,7 +465,7 @@ class StreamMeter:
         self._note_large(event)
         self._passed = 0
         if match := _last(_LATE_USAGE, end):
-            self._usage.read({"usage": _decode_prefix(end[match.end() :])})
+            self._usage.read({"usage": decode_prefix(end[match.end() :])})
         if _LATE_FINISH.search(end) and len(self._choices) <= 1:
             self._choices = dict.fromkeys(self._choices or (0,), False)
         out = body + (end if self._wants_usage else sse.strip_null_usage_at_end(end))
@@ -529,302 +525,6 @@ class StreamMeter:
         if self._wants_usage:
             chunk["usage"] = usage
         return sse.write_event(json.dumps(chunk, separators=(",", ":")).encode())
-
-
-class _UsageReader:
-    """Folds every report of one answer into one."""
-
-    __slots__ = ("_by_choice", "_model", "_raw", "_whole", "seen")
-
-    def __init__(self) -> None:
-        self.seen = 0  # usage objects read
-        self._whole: ReportedUsage | None = None
-        self._by_choice: dict[int, ReportedUsage] = {}
-        self._raw: object = None
-        self._model = ""
-
-    @property
-    def reported(self) -> ReportedUsage | None:
-        """The report for the whole answer; those of single choices (Moonshot) added up."""
-        if self._whole is not None or not self._by_choice:
-            return self._whole
-        return _sum_of_choices(list(self._by_choice.values()))
-
-    @property
-    def raw(self) -> bytes:
-        """The last usage object that said something new, as JSON."""
-        if self._raw is None:
-            return b""
-        raw = json.dumps(self._raw, separators=(",", ":")).encode()
-        return raw if len(raw) <= RAW_USAGE_BYTES_MAX else b""
-
-    def read(self, chunk: dict[object, object]) -> None:
-        """Read all places of a chunk (or whole answer) where providers put usage."""
-        if not self._model and isinstance(model := chunk.get("model"), str):
-            self._model = model.lower()
-        groq = chunk.get("x_groq")
-        for usage in (
-            chunk.get("usage"),
-            groq.get("usage") if isinstance(groq, dict) else None,
-            chunk.get("usageMetadata"),
-        ):
-            if usage is not None:
-                self._whole = self._fold(self._whole, usage)
-        for position, choice in enumerate(_choices(chunk)):
-            if (usage := choice.get("usage")) is not None:
-                folded = self._fold(self._by_choice.get(position), usage)
-                index = choice.get("index")
-                if folded is not None:
-                    self._by_choice[index if type(index) is int else position] = folded
-
-    def _fold(self, before: ReportedUsage | None, usage: object) -> ReportedUsage | None:
-        self.seen += 1
-        new = read_usage(usage, thoughts_in_total="gemini" in self._model)
-        merged = new if before is None else before if new is None else merge_usage(before, new)
-        if self._raw is None or merged != before:
-            self._raw = usage
-        return merged
-
-
-def merge_usage(before: ReportedUsage, new: ReportedUsage) -> ReportedUsage:
-    """Two reports on one answer, in order: counts only grow, so each field's larger one holds.
-
-    A last report of zeros, or one that leaves the prompt out, takes nothing back. The total is
-    that of the report whose prompt and completion hold; with parts of both there is none.
-    """
-    fields: dict[str, int | None] = {}
-    for name in ReportedUsage.__struct_fields__:
-        older, newer = getattr(before, name), getattr(new, name)
-        fields[name] = newer if older is None else older if newer is None else max(older, newer)
-    sides = (fields["prompt"], fields["completion"])
-    if sides == (new.prompt, new.completion) and new.total is not None:
-        fields["total"] = new.total
-    elif sides == (before.prompt, before.completion):
-        fields["total"] = before.total
-    elif None not in sides:
-        fields["total"] = None
-    return ReportedUsage(**fields)
-
-
-def read_usage(usage: object, *, thoughts_in_total: bool = False) -> ReportedUsage | None:
-    """Read a usage object in any of the shapes that OpenAI-compatible providers send.
-
-    None if it holds no count. A count of a wrong type becomes -1, which `normalise` refuses.
-    `thoughts_in_total`: Gemini's compatible endpoint counts thoughts in the total alone.
-    """
-    if not isinstance(usage, dict):
-        return None
-    into = _details(usage, "prompt_tokens_details", "input_tokens_details")
-    out = _details(usage, "completion_tokens_details", "output_tokens_details")
-    writes = _details(usage, "cache_creation")
-    prompt = _first(usage, "prompt_tokens", "input_tokens", "promptTokenCount")
-    hit, miss = _first(usage, "prompt_cache_hit_tokens"), _first(usage, "prompt_cache_miss_tokens")
-    if prompt is None and hit is not None and miss is not None:
-        prompt = hit + miss if hit >= 0 and miss >= 0 else _NONSENSE
-    write_5m = _first(writes, "ephemeral_5m_input_tokens")
-    write_1h = _first(writes, "ephemeral_1h_input_tokens")
-    if write_5m is None and write_1h is None:
-        write_5m = _pick(
-            _first(usage, "cache_creation_input_tokens"),
-            _first(into, "cache_write_tokens", "cache_creation_tokens"),
-        )
-    reported = ReportedUsage(
-        prompt=prompt,
-        completion=_first(usage, "completion_tokens", "output_tokens", "candidatesTokenCount"),
-        total=_first(usage, "total_tokens", "totalTokenCount"),
-        cached=_pick(
-            _first(into, "cached_tokens"),
-            hit,
-            _first(usage, "cached_tokens"),
-            _first(usage, "cache_read_input_tokens"),
-            _first(usage, "cachedContentTokenCount"),
-        ),
-        cache_write_5m=write_5m,
-        cache_write_1h=write_1h,
-        reasoning=_pick(
-            _first(out, "reasoning_tokens"),
-            _first(usage, "reasoning_tokens"),
-            _first(usage, "thoughtsTokenCount"),
-        ),
-        audio_input=_first(into, "audio_tokens"),
-        image_input=_first(into, "image_tokens"),
-        audio_output=_first(out, "audio_tokens"),
-    )
-    if all(getattr(reported, name) is None for name in ReportedUsage.__struct_fields__):
-        return None
-    if "cache_read_input_tokens" in usage or "cache_creation_input_tokens" in usage:
-        reported = _with_cache_in_prompt(reported, is_anthropic="prompt_tokens" not in usage)
-    return _with_thoughts(reported) if thoughts_in_total else reported
-
-
-def _with_cache_in_prompt(reported: ReportedUsage, *, is_anthropic: bool) -> ReportedUsage:
-    """Anthropic's input_tokens leave out what the cache read and wrote; ours include it.
-
-    Translated to OpenAI's names it may be either; then the total, or a cache larger than the
-    prompt, tells.
-    """
-    prompt, completion, total = reported.prompt, reported.completion, reported.total
-    parts = (reported.cached, reported.cache_write_5m, reported.cache_write_1h)
-    cache = sum(part or 0 for part in parts)
-    if prompt is None or prompt < 0 or cache <= 0 or min(part or 0 for part in parts) < 0:
-        return reported
-    told_by_total = total == prompt + (completion or 0) + cache
-    if not (is_anthropic or told_by_total or cache > prompt):
-        return reported
-    whole = None if completion is None or completion < 0 else prompt + cache + completion
-    return msgspec.structs.replace(reported, prompt=prompt + cache, total=whole)
-
-
-def _with_thoughts(reported: ReportedUsage) -> ReportedUsage:
-    prompt, completion, total = reported.prompt, reported.completion, reported.total
-    if prompt is None or completion is None or total is None or reported.reasoning is not None:
-        return reported
-    thoughts = total - prompt - completion
-    if thoughts <= 0 or min(prompt, completion) < 0:
-        return reported
-    return msgspec.structs.replace(reported, reasoning=thoughts)
-
-
-def _sum_of_choices(reports: list[ReportedUsage]) -> ReportedUsage:
-    """Choices share the prompt and have each their own completion."""
-    if len(reports) == 1:
-        return reports[0]
-    outputs = ("completion", "reasoning", "audio_output")
-    fields: dict[str, int | None] = {}
-    for name in ReportedUsage.__struct_fields__:
-        counts = [count for report in reports if (count := getattr(report, name)) is not None]
-        nonsense = min(counts, default=0) < 0
-        folded = (
-            _NONSENSE if nonsense else sum(counts) if name in outputs else max(counts, default=0)
-        )
-        fields[name] = folded if counts else None
-    fields["total"] = None
-    return ReportedUsage(**fields)
-
-
-def _usage_object(usage: Usage) -> dict[str, object]:
-    """Our own counts in OpenAI's shape."""
-    return {
-        "prompt_tokens": usage.total_input,
-        "completion_tokens": usage.total_output,
-        "total_tokens": usage.total,
-        "prompt_tokens_details": {"cached_tokens": usage.cached_input},
-        "completion_tokens_details": {"reasoning_tokens": usage.reasoning},
-    }
-
-
-def _count(value: object) -> int | None:
-    if value is None:
-        return None
-    if type(value) is int:
-        return value
-    if isinstance(value, float) and value.is_integer() and abs(value) <= TOKENS_MAX:
-        return int(value)  # JavaScript's 12.0
-    return _NONSENSE
-
-
-def _first(counts: dict[object, object], *names: str) -> int | None:
-    for name in names:
-        if (count := _count(counts.get(name))) is not None:
-            return count
-    return None
-
-
-def _pick(*counts: int | None) -> int | None:
-    """One count told in several places: the largest, unless one is nonsense."""
-    told = [count for count in counts if count is not None]
-    if not told:
-        return None
-    return min(told) if min(told) < 0 else max(told)
-
-
-def _details(usage: dict[object, object], *names: str) -> dict[object, object]:
-    for name in names:
-        if isinstance(found := usage.get(name), dict):
-            return found
-    return {}
-
-
-def _choices(chunk: dict[object, object]) -> list[dict[object, object]]:
-    choices = chunk.get("choices")
-    if not isinstance(choices, list):
-        return []
-    return [choice for choice in choices if isinstance(choice, dict)]
-
-
-def _is_error(chunk: dict[object, object]) -> bool:
-    return bool(chunk.get("error")) or chunk.get("type") == "error"
-
-
-def _collect(choice: dict[object, object], texts: list[bytes]) -> bool:
-    """Add the texts of a choice's delta or message; whether it says anything."""
-    count = len(texts)
-    _add(choice.get("text"), texts)
-    delta = choice.get("delta")
-    delta = delta if isinstance(delta, dict) else choice.get("message")
-    if not isinstance(delta, dict):
-        return len(texts) > count
-    _add(delta.get("content"), texts)
-    thought = delta.get("reasoning_content") or delta.get("reasoning")
-    _add(thought or delta.get("reasoning_details"), texts)
-    _add(delta.get("refusal"), texts)
-    _add_call(delta.get("function_call"), texts)
-    calls = delta.get("tool_calls")
-    for call in calls if isinstance(calls, list) else ():
-        if isinstance(call, dict):
-            _add_call(call.get("function") or call.get("custom"), texts)
-    audio = delta.get("audio")
-    if isinstance(audio, dict):
-        _add(audio.get("transcript"), texts)
-    return len(texts) > count or bool(
-        calls or audio or delta.get("function_call") or delta.get("images")
-    )
-
-
-def _add(value: object, texts: list[bytes]) -> None:
-    """Add a text, or the texts of a list of parts."""
-    if isinstance(value, str):
-        if value:
-            texts.append(value.encode("utf-8", "surrogatepass"))
-    elif isinstance(value, list):
-        for part in value:
-            if isinstance(part, dict):
-                text = part.get("text") or part.get("thinking") or part.get("summary")
-                _add(text, texts)
-
-
-def _add_call(call: object, texts: list[bytes]) -> None:
-    if isinstance(call, dict):
-        for name in ("name", "arguments", "input"):
-            if isinstance(value := call.get(name), str):
-                _add(value, texts)
-
-
-def _decode(data: bytes) -> object:
-    """Foreign JSON as Python values; None if it is none, even when read leniently."""
-    try:
-        return msgspec.json.decode(data)
-    except (ValueError, RecursionError):
-        pass
-    # A character cut in half, a lone surrogate, NaN: some providers send them.
-    try:
-        return json.loads(data.decode("utf-8", "replace"))
-    except (ValueError, RecursionError):
-        return None
-
-
-def _decode_prefix(data: bytes) -> object:
-    """The JSON value that the data begins with; None if there is none."""
-    try:
-        value: object = json.JSONDecoder().raw_decode(data.decode("utf-8", "replace"))[0]
-    except (ValueError, RecursionError):
-        return None
-    return value
-
-
-def _unescape(text: bytes) -> bytes:
-    decoded = _decode(b'"%b"' % text)
-    return decoded.encode("utf-8", "surrogatepass") if isinstance(decoded, str) else text
 
 
 def _is_one_plain_line(event: bytes, parsed: sse.Event) -> bool:

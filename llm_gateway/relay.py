@@ -6,7 +6,8 @@ Both are fed by one synchronous callback between the head and the end of the ans
 from typing import TYPE_CHECKING, Final
 
 from llm_gateway.clock import monotonic
-from llm_gateway.meter import StreamMeter, is_all_zero, read_json_answer
+from llm_gateway.meter import StreamMeter, read_json_answer
+from llm_gateway.usage_report import is_all_zero
 from llm_gateway.verdict import Answer, Ending
 
 if TYPE_CHECKING:

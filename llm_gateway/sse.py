@@ -35,8 +35,20 @@ class Event(NamedTuple):
     data_at: int
 
 
+def find_end(buffer: bytes | bytearray, start: int) -> int:
+    """Where the first event that ends at or behind `start` ends; -1 if none does."""
+    if b"\r" not in buffer:
+        at = buffer.find(b"\n\n", start)
+        return at + 2 if at >= 0 else -1
+    match = EVENT_END.search(buffer, start)
+    return match.end() if match else -1
+
+
 def read_event(event: bytes) -> Event:
     """Read one event's bytes; with or without its closing blank line."""
+    # What nearly all are: one line, one space, LF.
+    if event.startswith(b"data: ") and event.find(b"\n") == len(event) - 2 and b"\r" not in event:
+        return Event(b"", event[6:-2], 6)
     name = b""
     data: list[bytes] = []
     data_at = -1

@@ -16,7 +16,7 @@ PAGES = [
 ] + sorted((ROOT / "docs").rglob("*.md"))
 
 FUNCTION_LINES_MAX = 70
-MODULE_LINES_MAX = 800
+MODULE_LINES_MAX = 900
 
 BANNED = {
     r"\btime\.time\(\)": "llm_gateway.clock.now_ms()",
@@ -35,6 +35,7 @@ ALLOWED = {
         "llm_gateway/config_reader.py",
         "llm_gateway/doctor.py",
         "llm_gateway/secret.py",
+        "llm_gateway/tokens.py",  # where tiktoken keeps its files
     ),
 }
 

@@ -60,6 +60,10 @@ class _Operation:
         self.future = future
         self.outcome: object = None  # the answer, or the exception to raise
 
+    def is_moot(self) -> bool:
+        """A hold for a caller who left before it was granted; all else is done even so."""
+        return self.kind is _Kind.RESERVE and self.future.done()
+
 
 class SqliteHotDatabase:
     """The HotDatabase port on one SQLite file that this process alone serves.
@@ -225,7 +229,7 @@ class SqliteHotDatabase:
         return operations, False
 
     def _serve(self, operations: list[_Operation]) -> None:
-        self._turn(operations)
+        self._turn([op for op in operations if not op.is_moot()])
         assert self._loop is not None
         # A closed loop means that nobody waits any more.
         with suppress(RuntimeError):

@@ -147,7 +147,36 @@ def reserve_all(
             connection.execute(
                 "UPDATE accounts SET held = ? WHERE account = ?", (credit.held, account)
             )
-    return answers
+    return _with_earlier_grants(connection, requests, answers)
+
+
+def _with_earlier_grants(
+    connection: sqlite3.Connection,
+    requests: list[HoldRequest],
+    answers: list[Granted | Refused],
+) -> list[Granted | Refused]:
+    """A repeat may find no credit left, because its own first try took it: that one was granted.
+
+    Repeats that are granted anew need no look here: their second row is an IntegrityError.
+    """
+    refused = [
+        request.hold_id
+        for request, answer in zip(requests, answers, strict=True)
+        if isinstance(answer, Refused)
+    ]
+    if not refused:
+        return answers
+    found = connection.execute(
+        "SELECT hold_id, amount FROM holds WHERE hold_id IN (SELECT value FROM json_each(?))",
+        (_ids(refused),),
+    ).fetchall()
+    if not found:
+        return answers
+    granted = {hold_id: Granted(amount) for hold_id, amount in found}
+    return [
+        granted.get(request.hold_id, answer)
+        for request, answer in zip(requests, answers, strict=True)
+    ]
 
 
 def _credits(connection: sqlite3.Connection, accounts: set[str]) -> dict[str, _Credit]:
@@ -184,7 +213,10 @@ def _change_hold(connection: sqlite3.Connection, hold_id: str, account: str, mor
 
 
 def _change_held(connection: sqlite3.Connection, account: str, more: int) -> None:
-    connection.execute("UPDATE accounts SET held = held + ? WHERE account = ?", (more, account))
+    # Not below 0: should `held` ever be wrong, settlement goes on, and R6 tells of it.
+    connection.execute(
+        "UPDATE accounts SET held = max(0, held + ?) WHERE account = ?", (more, account)
+    )
 
 
 def heartbeat(connection: sqlite3.Connection, beats: Iterable[HoldBeat]) -> None:

@@ -68,8 +68,9 @@ class Outbox:
         """Make a charge, or a cancellation, durable.
 
         Raises NotDurableError if that cannot be done, EventConflictError (the event is quarantined
-        then) if something else is recorded for this call. A caller that is cancelled meanwhile
-        leaves the event to be written all the same.
+        then) if something else is recorded for this call. What the database refuses for any other
+        reason is quarantined as well. A caller that is cancelled meanwhile leaves the event to be
+        written all the same.
         """
         try:
             if self._away.is_set():
@@ -102,11 +103,21 @@ class Outbox:
             self._away.set()
             await self._write_spool(finish)
         except EventConflictError as error:
-            await self._hot.quarantine(finish, origin="owner", reason=str(error))
+            await self._set_aside(finish, str(error))
             raise
+        except Exception as error:  # noqa: BLE001 - a charge must not be lost to a mistake of ours
+            await self._set_aside(finish, f"{type(error).__name__}: cannot be recorded")
         else:
             self._lost = False
             self._on_written()
+
+    async def _set_aside(self, finish: Finish, reason: str) -> None:
+        """Into quarantine, durably; its hold stays."""
+        _log.error("event %s is set aside: %s", finish.event.context.event_id, reason)
+        try:
+            await self._hot.quarantine(finish, origin="owner", reason=reason)
+        except DatabaseUnavailableError:
+            await self._write_spool(finish)
 
     async def _write_spool(self, finish: Finish) -> None:
         reach("before_spool")
@@ -137,8 +148,8 @@ class Outbox:
                 self._away.set()
                 if self._lost:
                     await self._probe_spool()
-            except OSError as error:
-                self._away.set()  # so that it is tried again
+            except Exception as error:  # noqa: BLE001 - mending goes on as long as there is need
+                self._away.set()
                 _log.error("the spool cannot be replayed: %s", error)
 
     async def _probe_spool(self) -> None:
@@ -168,7 +179,10 @@ class Outbox:
                 return
             case DatabaseUnavailableError():
                 raise answer
-            case Exception():
+            case EventConflictError():
                 await self._hot.quarantine(finish, origin="spool", reason=str(answer))
+            case Exception():
+                reason = f"{type(answer).__name__}: cannot be recorded"
+                await self._hot.quarantine(finish, origin="spool", reason=reason)
             case BaseException():
                 raise answer

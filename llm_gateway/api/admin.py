@@ -11,7 +11,7 @@ from litestar.params import FromPath, FromQuery, HeaderParameter, JSONBody, Quer
 
 from billing.accounts import ACCOUNT_ID_RULE, Grant, is_account_id
 from billing.backlog import Backlog
-from billing.books import NoBookError
+from billing.books import BooksStaleError, NoBookError
 from billing.keys import KeyKind, NewKey
 from billing.lists import PageRequest
 from llm_gateway import errors
@@ -477,7 +477,7 @@ async def _text(request: ApiRequest) -> str:
 def _current_version(api: ApiState) -> int | None:
     try:
         return api.books.current(api.now_ms())[0]
-    except NoBookError:
+    except (NoBookError, BooksStaleError):
         return None
 
 

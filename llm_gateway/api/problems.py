@@ -79,7 +79,12 @@ def as_gateway_error(exception: Exception) -> errors.GatewayError:
             return exception
         case HTTPException():
             return _of_litestar(exception)
-        case hot.DatabaseUnavailableError() | OperationalError() | InterfaceError() | PoolTimeoutError():
+        case (
+            hot.DatabaseUnavailableError()
+            | OperationalError()
+            | InterfaceError()
+            | PoolTimeoutError()
+        ):
             return errors.DatabaseUnavailableError()
         case _:
             return _of_billing(exception)
@@ -157,7 +162,7 @@ class RequestTooLargeError(errors.GatewayError):
 
 
 def _of_validation(exception: ValidationException) -> errors.GatewayError:
-    """Names the field. msgspec's messages tell types and limits, never the value that was sent."""
+    """Names the field. msgspec's messages tell types and limits; only that of an enum the value."""
     extra = exception.extra
     first: object = extra[0] if isinstance(extra, list) and extra else None
     if not isinstance(first, dict):
@@ -165,5 +170,7 @@ def _of_validation(exception: ValidationException) -> errors.GatewayError:
     # A body as a whole is called "data" by Litestar; clients know only its fields.
     field = str(first.get("key") or "").removeprefix("data").removeprefix(".")
     message = str(first.get("message") or "is not valid")
+    if message.startswith("Invalid enum value"):
+        message = "This is none of the values that are allowed here"
     text = f"{field}: {message}." if field else f"{message}."
     return errors.InvalidRequestError(text, param=field or None)

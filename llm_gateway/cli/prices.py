@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Final
 
 import rich_click as click
 
@@ -13,7 +14,8 @@ from llm_gateway.cli.keys import parse_when
 from llm_gateway.cli.output import print_facts, print_json, print_rest, print_table
 from pricing_rules.lint import lint as lint_book
 
-_BOOK_FILE = click.Path(path_type=Path)
+CANDIDATES_MAX: Final = 12  # rules shown that do not apply
+_BOOK_FILE: Final = click.Path(path_type=Path)
 
 
 @click.group()
@@ -148,8 +150,11 @@ def _print_explained(found: ExplainView) -> None:
         )
     if found.considered:
         click.echo()
-        rows = [("->" if c.won else "", c.rule_id, c.why) for c in found.considered]
-        print_table(("", "rule", "why"), rows)
+        # The likeliest come first; of a long book, the rest says nothing.
+        shown = found.considered[:CANDIDATES_MAX]
+        print_table(("", "rule", "why"), [("->" if c.won else "", c.rule_id, c.why) for c in shown])
+        if len(found.considered) > len(shown):
+            click.echo(f"({len(found.considered) - len(shown)} others; --json shows all)")
 
 
 def _print_activation(done: ActivationView, *, as_json: bool) -> None:

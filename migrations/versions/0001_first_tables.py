@@ -1,10 +1,9 @@
 """The first tables: accounts, ledger, usage, outbox, holds, price books, keys, audit."""
 
-from alembic import op
 import sqlalchemy as sa
+from alembic import op
 
-
-revision = '0001'
+revision = "0001"
 down_revision = None
 branch_labels = None
 depends_on = None
@@ -12,220 +11,258 @@ depends_on = None
 
 def upgrade() -> None:
     """Make every table, and the triggers that keep ledger and usage append-only."""
-    op.create_table('accounts',
-    sa.Column('account', sa.Text(), nullable=False),
-    sa.Column('name', sa.Text(), server_default='', nullable=False),
-    sa.Column('note', sa.Text(), server_default='', nullable=False),
-    sa.Column('balance', sa.BigInteger(), server_default=sa.text('0'), nullable=False),
-    sa.Column('held', sa.BigInteger(), server_default=sa.text('0'), nullable=False),
-    sa.Column('seq', sa.BigInteger(), server_default=sa.text('0'), nullable=False),
-    sa.Column('total_recharged', sa.BigInteger(), server_default=sa.text('0'), nullable=False),
-    sa.Column('total_rewarded', sa.BigInteger(), server_default=sa.text('0'), nullable=False),
-    sa.Column('total_consumed', sa.BigInteger(), server_default=sa.text('0'), nullable=False),
-    sa.Column('total_refunded', sa.BigInteger(), server_default=sa.text('0'), nullable=False),
-    sa.Column('total_expired', sa.BigInteger(), server_default=sa.text('0'), nullable=False),
-    sa.Column('total_adjusted', sa.BigInteger(), server_default=sa.text('0'), nullable=False),
-    sa.Column('suspended', sa.Boolean(), server_default=sa.text('0'), nullable=False),
-    sa.Column('suspended_reason', sa.Text(), server_default='', nullable=False),
-    sa.Column('guard_epoch', sa.BigInteger(), server_default=sa.text('0'), nullable=False),
-    sa.Column('last_ledger_event_id', sa.Text(), nullable=True),
-    sa.Column('created_at', sa.BigInteger(), nullable=False),
-    sa.Column('updated_at', sa.BigInteger(), nullable=False),
-    sa.CheckConstraint('balance = total_recharged + total_rewarded - total_consumed - total_refunded"
-            " - total_expired + total_adjusted', name=op.f('ck_accounts_balance_is_sum_of_totals')),
-    sa.CheckConstraint('held >= 0', name=op.f('ck_accounts_held')),
-    sa.CheckConstraint('length(account) BETWEEN 1 AND 64', name=op.f('ck_accounts_account')),
-    sa.CheckConstraint('seq >= 0', name=op.f('ck_accounts_seq')),
-    sa.PrimaryKeyConstraint('account', name=op.f('pk_accounts'))
+    op.create_table(
+        "accounts",
+        sa.Column("account", sa.Text(), nullable=False),
+        sa.Column("name", sa.Text(), server_default="", nullable=False),
+        sa.Column("note", sa.Text(), server_default="", nullable=False),
+        sa.Column("balance", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
+        sa.Column("held", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
+        sa.Column("seq", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
+        sa.Column("total_recharged", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
+        sa.Column("total_rewarded", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
+        sa.Column("total_consumed", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
+        sa.Column("total_refunded", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
+        sa.Column("total_expired", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
+        sa.Column("total_adjusted", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
+        sa.Column("suspended", sa.Boolean(), server_default=sa.text("0"), nullable=False),
+        sa.Column("suspended_reason", sa.Text(), server_default="", nullable=False),
+        sa.Column("guard_epoch", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
+        sa.Column("last_ledger_event_id", sa.Text(), nullable=True),
+        sa.Column("created_at", sa.BigInteger(), nullable=False),
+        sa.Column("updated_at", sa.BigInteger(), nullable=False),
+        sa.CheckConstraint(
+            "balance = total_recharged + total_rewarded - total_consumed - total_refunded"
+            " - total_expired + total_adjusted",
+            name=op.f("ck_accounts_balance_is_sum_of_totals"),
+        ),
+        sa.CheckConstraint("held >= 0", name=op.f("ck_accounts_held")),
+        sa.CheckConstraint("length(account) BETWEEN 1 AND 64", name=op.f("ck_accounts_account")),
+        sa.CheckConstraint("seq >= 0", name=op.f("ck_accounts_seq")),
+        sa.PrimaryKeyConstraint("account", name=op.f("pk_accounts")),
     )
-    op.create_table('admin_audit',
-    sa.Column('id', sa.BigInteger().with_variant(sa.Integer(), 'sqlite'), nullable=False),
-    sa.Column('at', sa.BigInteger(), nullable=False),
-    sa.Column('actor', sa.Text(), nullable=False),
-    sa.Column('action', sa.Text(), nullable=False),
-    sa.Column('target', sa.Text(), server_default='', nullable=False),
-    sa.Column('detail_json', sa.Text(), server_default='{}', nullable=False),
-    sa.PrimaryKeyConstraint('id', name=op.f('pk_admin_audit'))
+    op.create_table(
+        "admin_audit",
+        sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
+        sa.Column("at", sa.BigInteger(), nullable=False),
+        sa.Column("actor", sa.Text(), nullable=False),
+        sa.Column("action", sa.Text(), nullable=False),
+        sa.Column("target", sa.Text(), server_default="", nullable=False),
+        sa.Column("detail_json", sa.Text(), server_default="{}", nullable=False),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_admin_audit")),
     )
-    op.create_table('api_keys',
-    sa.Column('id', sa.Text(), nullable=False),
-    sa.Column('kind', sa.Text(), nullable=False),
-    sa.Column('sha256', sa.Text(), nullable=False),
-    sa.Column('prefix', sa.Text(), nullable=False),
-    sa.Column('account', sa.Text(), nullable=True),
-    sa.Column('app', sa.Text(), server_default='', nullable=False),
-    sa.Column('accounts', sa.Text(), nullable=True),
-    sa.Column('default_scene', sa.Text(), server_default='', nullable=False),
-    sa.Column('scenes', sa.Text(), nullable=True),
-    sa.Column('models', sa.Text(), nullable=True),
-    sa.Column('expires_at', sa.BigInteger(), nullable=True),
-    sa.Column('revoked_at', sa.BigInteger(), nullable=True),
-    sa.Column('created_at', sa.BigInteger(), nullable=False),
-    sa.Column('note', sa.Text(), server_default='', nullable=False),
-    sa.CheckConstraint("kind IN ('user', 'app')", name=op.f('ck_api_keys_kind')),
-    sa.PrimaryKeyConstraint('id', name=op.f('pk_api_keys')),
-    sa.UniqueConstraint('sha256', name=op.f('uq_api_keys_sha256'))
+    op.create_table(
+        "api_keys",
+        sa.Column("id", sa.Text(), nullable=False),
+        sa.Column("kind", sa.Text(), nullable=False),
+        sa.Column("sha256", sa.Text(), nullable=False),
+        sa.Column("prefix", sa.Text(), nullable=False),
+        sa.Column("account", sa.Text(), nullable=True),
+        sa.Column("app", sa.Text(), server_default="", nullable=False),
+        sa.Column("accounts", sa.Text(), nullable=True),
+        sa.Column("default_scene", sa.Text(), server_default="", nullable=False),
+        sa.Column("scenes", sa.Text(), nullable=True),
+        sa.Column("models", sa.Text(), nullable=True),
+        sa.Column("expires_at", sa.BigInteger(), nullable=True),
+        sa.Column("revoked_at", sa.BigInteger(), nullable=True),
+        sa.Column("created_at", sa.BigInteger(), nullable=False),
+        sa.Column("note", sa.Text(), server_default="", nullable=False),
+        sa.CheckConstraint("kind IN ('user', 'app')", name=op.f("ck_api_keys_kind")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_api_keys")),
+        sa.UniqueConstraint("sha256", name=op.f("uq_api_keys_sha256")),
     )
-    with op.batch_alter_table('api_keys', schema=None) as batch_op:
-        batch_op.create_index('ix_api_keys_account', ['account'], unique=False)
+    with op.batch_alter_table("api_keys", schema=None) as batch_op:
+        batch_op.create_index("ix_api_keys_account", ["account"], unique=False)
 
-    op.create_table('holds',
-    sa.Column('hold_id', sa.Text(), nullable=False),
-    sa.Column('account', sa.Text(), nullable=False),
-    sa.Column('amount', sa.BigInteger(), nullable=False),
-    sa.Column('progress', sa.BigInteger(), server_default=sa.text('0'), nullable=False),
-    sa.Column('state', sa.Text(), server_default='live', nullable=False),
-    sa.Column('process', sa.Text(), nullable=False),
-    sa.Column('started_at', sa.BigInteger(), nullable=False),
-    sa.Column('context', sa.LargeBinary(), nullable=False),
-    sa.CheckConstraint("state IN ('live', 'residual')", name=op.f('ck_holds_state')),
-    sa.CheckConstraint('amount >= 0', name=op.f('ck_holds_amount')),
-    sa.PrimaryKeyConstraint('hold_id', name=op.f('pk_holds')),
-    sqlite_with_rowid=False
+    op.create_table(
+        "holds",
+        sa.Column("hold_id", sa.Text(), nullable=False),
+        sa.Column("account", sa.Text(), nullable=False),
+        sa.Column("amount", sa.BigInteger(), nullable=False),
+        sa.Column("progress", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
+        sa.Column("state", sa.Text(), server_default="live", nullable=False),
+        sa.Column("process", sa.Text(), nullable=False),
+        sa.Column("started_at", sa.BigInteger(), nullable=False),
+        sa.Column("context", sa.LargeBinary(), nullable=False),
+        sa.CheckConstraint("state IN ('live', 'residual')", name=op.f("ck_holds_state")),
+        sa.CheckConstraint("amount >= 0", name=op.f("ck_holds_amount")),
+        sa.PrimaryKeyConstraint("hold_id", name=op.f("pk_holds")),
+        sqlite_with_rowid=False,
     )
-    op.create_table('ledger_entries',
-    sa.Column('event_id', sa.Text(), nullable=False),
-    sa.Column('account', sa.Text(), nullable=False),
-    sa.Column('account_seq', sa.BigInteger(), nullable=True),
-    sa.Column('source', sa.Text(), nullable=False),
-    sa.Column('source_label', sa.Text(), server_default='', nullable=False),
-    sa.Column('direction', sa.Text(), nullable=False),
-    sa.Column('order_id', sa.Text(), nullable=True),
-    sa.Column('source_ref_id', sa.Text(), nullable=True),
-    sa.Column('amount', sa.BigInteger(), nullable=False),
-    sa.Column('status', sa.Text(), nullable=False),
-    sa.Column('description', sa.Text(), server_default='', nullable=False),
-    sa.Column('metadata_json', sa.Text(), server_default='{}', nullable=False),
-    sa.Column('balance_before', sa.BigInteger(), nullable=False),
-    sa.Column('balance_after', sa.BigInteger(), nullable=False),
-    sa.Column('payload_hash', sa.Text(), nullable=False),
-    sa.Column('usage_event_id', sa.Text(), nullable=True),
-    sa.Column('usage_revision', sa.Integer(), nullable=True),
-    sa.Column('created_at', sa.BigInteger(), nullable=False),
-    sa.Column('posted_at', sa.BigInteger(), nullable=False),
-    sa.CheckConstraint("(direction = 'income' AND amount >= 0) OR (direction = 'expense' AND amount <= 0)", name=op.f('ck_ledger_entries_sign')),
-    sa.CheckConstraint("balance_after = balance_before + CASE WHEN status = 'applied' THEN amount ELSE 0 END", name=op.f('ck_ledger_entries_balance_after')),
-    sa.CheckConstraint("direction IN ('income', 'expense')", name=op.f('ck_ledger_entries_direction')),
-    sa.CheckConstraint('account_seq IS NOT NULL OR balance_after = 0', name=op.f('ck_ledger_entries_without_account')),
-    sa.PrimaryKeyConstraint('event_id', name=op.f('pk_ledger_entries')),
-    sa.UniqueConstraint('account', 'account_seq', name=op.f('uq_ledger_entries_account_account_seq'))
+    op.create_table(
+        "ledger_entries",
+        sa.Column("event_id", sa.Text(), nullable=False),
+        sa.Column("account", sa.Text(), nullable=False),
+        sa.Column("account_seq", sa.BigInteger(), nullable=True),
+        sa.Column("source", sa.Text(), nullable=False),
+        sa.Column("source_label", sa.Text(), server_default="", nullable=False),
+        sa.Column("direction", sa.Text(), nullable=False),
+        sa.Column("order_id", sa.Text(), nullable=True),
+        sa.Column("source_ref_id", sa.Text(), nullable=True),
+        sa.Column("amount", sa.BigInteger(), nullable=False),
+        sa.Column("status", sa.Text(), nullable=False),
+        sa.Column("description", sa.Text(), server_default="", nullable=False),
+        sa.Column("metadata_json", sa.Text(), server_default="{}", nullable=False),
+        sa.Column("balance_before", sa.BigInteger(), nullable=False),
+        sa.Column("balance_after", sa.BigInteger(), nullable=False),
+        sa.Column("payload_hash", sa.Text(), nullable=False),
+        sa.Column("usage_event_id", sa.Text(), nullable=True),
+        sa.Column("usage_revision", sa.Integer(), nullable=True),
+        sa.Column("created_at", sa.BigInteger(), nullable=False),
+        sa.Column("posted_at", sa.BigInteger(), nullable=False),
+        sa.CheckConstraint(
+            "(direction = 'income' AND amount >= 0) OR (direction = 'expense' AND amount <= 0)",
+            name=op.f("ck_ledger_entries_sign"),
+        ),
+        sa.CheckConstraint(
+            "balance_after = balance_before + CASE WHEN status = 'applied' THEN amount ELSE 0 END",
+            name=op.f("ck_ledger_entries_balance_after"),
+        ),
+        sa.CheckConstraint(
+            "direction IN ('income', 'expense')", name=op.f("ck_ledger_entries_direction")
+        ),
+        sa.CheckConstraint(
+            "account_seq IS NOT NULL OR balance_after = 0",
+            name=op.f("ck_ledger_entries_without_account"),
+        ),
+        sa.PrimaryKeyConstraint("event_id", name=op.f("pk_ledger_entries")),
+        sa.UniqueConstraint(
+            "account", "account_seq", name=op.f("uq_ledger_entries_account_account_seq")
+        ),
     )
-    with op.batch_alter_table('ledger_entries', schema=None) as batch_op:
-        batch_op.create_index('ix_ledger_entries_source_ref_id', ['source_ref_id'], unique=False, sqlite_where=sa.text('source_ref_id IS NOT NULL'), postgresql_where=sa.text('source_ref_id IS NOT NULL'))
+    with op.batch_alter_table("ledger_entries", schema=None) as batch_op:
+        batch_op.create_index(
+            "ix_ledger_entries_source_ref_id",
+            ["source_ref_id"],
+            unique=False,
+            sqlite_where=sa.text("source_ref_id IS NOT NULL"),
+            postgresql_where=sa.text("source_ref_id IS NOT NULL"),
+        )
 
-    op.create_table('meta',
-    sa.Column('key', sa.Text(), nullable=False),
-    sa.Column('value', sa.Text(), nullable=False),
-    sa.PrimaryKeyConstraint('key', name=op.f('pk_meta'))
+    op.create_table(
+        "meta",
+        sa.Column("key", sa.Text(), nullable=False),
+        sa.Column("value", sa.Text(), nullable=False),
+        sa.PrimaryKeyConstraint("key", name=op.f("pk_meta")),
     )
-    op.create_table('outbox',
-    sa.Column('event_id', sa.Text(), nullable=False),
-    sa.Column('revision', sa.Integer(), nullable=False),
-    sa.Column('cancelled', sa.Boolean(), server_default=sa.text('0'), nullable=False),
-    sa.Column('account', sa.Text(), nullable=False),
-    sa.Column('payload', sa.LargeBinary(), nullable=False),
-    sa.Column('payload_hash', sa.Text(), nullable=False),
-    sa.Column('attempts', sa.Integer(), server_default=sa.text('0'), nullable=False),
-    sa.Column('claimed_by', sa.Text(), nullable=True),
-    sa.Column('claimed_at', sa.BigInteger(), nullable=True),
-    sa.Column('published_at', sa.BigInteger(), nullable=True),
-    sa.Column('created_at', sa.BigInteger(), nullable=False),
-    sa.PrimaryKeyConstraint('event_id', 'revision', name=op.f('pk_outbox')),
-    sqlite_with_rowid=False
+    op.create_table(
+        "outbox",
+        sa.Column("event_id", sa.Text(), nullable=False),
+        sa.Column("revision", sa.Integer(), nullable=False),
+        sa.Column("cancelled", sa.Boolean(), server_default=sa.text("0"), nullable=False),
+        sa.Column("account", sa.Text(), nullable=False),
+        sa.Column("payload", sa.LargeBinary(), nullable=False),
+        sa.Column("payload_hash", sa.Text(), nullable=False),
+        sa.Column("attempts", sa.Integer(), server_default=sa.text("0"), nullable=False),
+        sa.Column("claimed_by", sa.Text(), nullable=True),
+        sa.Column("claimed_at", sa.BigInteger(), nullable=True),
+        sa.Column("published_at", sa.BigInteger(), nullable=True),
+        sa.Column("created_at", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("event_id", "revision", name=op.f("pk_outbox")),
+        sqlite_with_rowid=False,
     )
-    op.create_table('price_book_activations',
-    sa.Column('id', sa.BigInteger().with_variant(sa.Integer(), 'sqlite'), nullable=False),
-    sa.Column('version', sa.BigInteger(), nullable=False),
-    sa.Column('effective_from', sa.BigInteger(), nullable=False),
-    sa.Column('activated_by', sa.Text(), server_default='', nullable=False),
-    sa.Column('created_at', sa.BigInteger(), nullable=False),
-    sa.PrimaryKeyConstraint('id', name=op.f('pk_price_book_activations'))
+    op.create_table(
+        "price_book_activations",
+        sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
+        sa.Column("version", sa.BigInteger(), nullable=False),
+        sa.Column("effective_from", sa.BigInteger(), nullable=False),
+        sa.Column("activated_by", sa.Text(), server_default="", nullable=False),
+        sa.Column("created_at", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_price_book_activations")),
     )
-    with op.batch_alter_table('price_book_activations', schema=None) as batch_op:
-        batch_op.create_index('ix_price_book_activations_effective_from', ['effective_from'], unique=False)
+    with op.batch_alter_table("price_book_activations", schema=None) as batch_op:
+        batch_op.create_index(
+            "ix_price_book_activations_effective_from", ["effective_from"], unique=False
+        )
 
-    op.create_table('price_books',
-    sa.Column('version', sa.BigInteger().with_variant(sa.Integer(), 'sqlite'), nullable=False),
-    sa.Column('name', sa.Text(), server_default='', nullable=False),
-    sa.Column('toml', sa.Text(), nullable=False),
-    sa.Column('sha256', sa.Text(), nullable=False),
-    sa.Column('rules', sa.Integer(), server_default=sa.text('0'), nullable=False),
-    sa.Column('uploaded_by', sa.Text(), server_default='', nullable=False),
-    sa.Column('created_at', sa.BigInteger(), nullable=False),
-    sa.PrimaryKeyConstraint('version', name=op.f('pk_price_books')),
-    sa.UniqueConstraint('sha256', name=op.f('uq_price_books_sha256'))
+    op.create_table(
+        "price_books",
+        sa.Column("version", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
+        sa.Column("name", sa.Text(), server_default="", nullable=False),
+        sa.Column("toml", sa.Text(), nullable=False),
+        sa.Column("sha256", sa.Text(), nullable=False),
+        sa.Column("rules", sa.Integer(), server_default=sa.text("0"), nullable=False),
+        sa.Column("uploaded_by", sa.Text(), server_default="", nullable=False),
+        sa.Column("created_at", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("version", name=op.f("pk_price_books")),
+        sa.UniqueConstraint("sha256", name=op.f("uq_price_books_sha256")),
     )
-    op.create_table('processes',
-    sa.Column('process', sa.Text(), nullable=False),
-    sa.Column('host', sa.Text(), server_default='', nullable=False),
-    sa.Column('pid', sa.BigInteger(), server_default=sa.text('0'), nullable=False),
-    sa.Column('started_at', sa.BigInteger(), nullable=False),
-    sa.Column('heartbeat_at', sa.BigInteger(), nullable=False),
-    sa.Column('heartbeats', sa.BigInteger(), server_default=sa.text('0'), nullable=False),
-    sa.Column('ended_at', sa.BigInteger(), nullable=True),
-    sa.PrimaryKeyConstraint('process', name=op.f('pk_processes'))
+    op.create_table(
+        "processes",
+        sa.Column("process", sa.Text(), nullable=False),
+        sa.Column("host", sa.Text(), server_default="", nullable=False),
+        sa.Column("pid", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
+        sa.Column("started_at", sa.BigInteger(), nullable=False),
+        sa.Column("heartbeat_at", sa.BigInteger(), nullable=False),
+        sa.Column("heartbeats", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
+        sa.Column("ended_at", sa.BigInteger(), nullable=True),
+        sa.PrimaryKeyConstraint("process", name=op.f("pk_processes")),
     )
-    op.create_table('quarantine',
-    sa.Column('id', sa.BigInteger().with_variant(sa.Integer(), 'sqlite'), nullable=False),
-    sa.Column('event_id', sa.Text(), nullable=False),
-    sa.Column('revision', sa.Integer(), nullable=False),
-    sa.Column('account', sa.Text(), nullable=False),
-    sa.Column('origin', sa.Text(), nullable=False),
-    sa.Column('reason', sa.Text(), nullable=False),
-    sa.Column('payload', sa.LargeBinary(), nullable=False),
-    sa.Column('created_at', sa.BigInteger(), nullable=False),
-    sa.Column('resolved_at', sa.BigInteger(), nullable=True),
-    sa.Column('resolution', sa.Text(), server_default='', nullable=False),
-    sa.PrimaryKeyConstraint('id', name=op.f('pk_quarantine'))
+    op.create_table(
+        "quarantine",
+        sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
+        sa.Column("event_id", sa.Text(), nullable=False),
+        sa.Column("revision", sa.Integer(), nullable=False),
+        sa.Column("account", sa.Text(), nullable=False),
+        sa.Column("origin", sa.Text(), nullable=False),
+        sa.Column("reason", sa.Text(), nullable=False),
+        sa.Column("payload", sa.LargeBinary(), nullable=False),
+        sa.Column("created_at", sa.BigInteger(), nullable=False),
+        sa.Column("resolved_at", sa.BigInteger(), nullable=True),
+        sa.Column("resolution", sa.Text(), server_default="", nullable=False),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_quarantine")),
     )
-    with op.batch_alter_table('quarantine', schema=None) as batch_op:
-        batch_op.create_index('ix_quarantine_event_id', ['event_id'], unique=False)
+    with op.batch_alter_table("quarantine", schema=None) as batch_op:
+        batch_op.create_index("ix_quarantine_event_id", ["event_id"], unique=False)
 
-    op.create_table('usage',
-    sa.Column('event_id', sa.Text(), nullable=False),
-    sa.Column('revision', sa.Integer(), nullable=False),
-    sa.Column('cancelled', sa.Boolean(), server_default=sa.text('0'), nullable=False),
-    sa.Column('account', sa.Text(), nullable=False),
-    sa.Column('key_id', sa.Text(), nullable=False),
-    sa.Column('app', sa.Text(), server_default='', nullable=False),
-    sa.Column('scene', sa.Text(), nullable=False),
-    sa.Column('provider', sa.Text(), nullable=False),
-    sa.Column('model_requested', sa.Text(), nullable=False),
-    sa.Column('model_sent', sa.Text(), nullable=False),
-    sa.Column('run_id', sa.Text(), server_default='', nullable=False),
-    sa.Column('client_request_id', sa.Text(), server_default='', nullable=False),
-    sa.Column('book', sa.BigInteger(), nullable=False),
-    sa.Column('rule', sa.Text(), nullable=False),
-    sa.Column('input', sa.BigInteger(), server_default=sa.text('0'), nullable=False),
-    sa.Column('cached_input', sa.BigInteger(), server_default=sa.text('0'), nullable=False),
-    sa.Column('cache_write_5m', sa.BigInteger(), server_default=sa.text('0'), nullable=False),
-    sa.Column('cache_write_1h', sa.BigInteger(), server_default=sa.text('0'), nullable=False),
-    sa.Column('audio_input', sa.BigInteger(), server_default=sa.text('0'), nullable=False),
-    sa.Column('image_input', sa.BigInteger(), server_default=sa.text('0'), nullable=False),
-    sa.Column('output', sa.BigInteger(), server_default=sa.text('0'), nullable=False),
-    sa.Column('reasoning', sa.BigInteger(), server_default=sa.text('0'), nullable=False),
-    sa.Column('audio_output', sa.BigInteger(), server_default=sa.text('0'), nullable=False),
-    sa.Column('quality', sa.Text(), nullable=False),
-    sa.Column('usage_source', sa.Text(), nullable=False),
-    sa.Column('amount', sa.BigInteger(), nullable=False),
-    sa.Column('ceiling', sa.BigInteger(), nullable=False),
-    sa.Column('reason', sa.Text(), server_default='', nullable=False),
-    sa.Column('raw_usage', sa.LargeBinary(), nullable=True),
-    sa.Column('upstream_request_id', sa.Text(), server_default='', nullable=False),
-    sa.Column('failed_attempts', sa.Integer(), server_default=sa.text('0'), nullable=False),
-    sa.Column('payload_hash', sa.Text(), nullable=False),
-    sa.Column('started_at', sa.BigInteger(), nullable=False),
-    sa.Column('finished_at', sa.BigInteger(), nullable=False),
-    sa.CheckConstraint('NOT cancelled OR (amount = 0 AND revision = 2)', name=op.f('ck_usage_cancelled')),
-    sa.CheckConstraint('amount >= 0', name=op.f('ck_usage_amount')),
-    sa.CheckConstraint('revision IN (1, 2)', name=op.f('ck_usage_revision')),
-    sa.PrimaryKeyConstraint('event_id', 'revision', name=op.f('pk_usage'))
+    op.create_table(
+        "usage",
+        sa.Column("event_id", sa.Text(), nullable=False),
+        sa.Column("revision", sa.Integer(), nullable=False),
+        sa.Column("cancelled", sa.Boolean(), server_default=sa.text("0"), nullable=False),
+        sa.Column("account", sa.Text(), nullable=False),
+        sa.Column("key_id", sa.Text(), nullable=False),
+        sa.Column("app", sa.Text(), server_default="", nullable=False),
+        sa.Column("scene", sa.Text(), nullable=False),
+        sa.Column("provider", sa.Text(), nullable=False),
+        sa.Column("model_requested", sa.Text(), nullable=False),
+        sa.Column("model_sent", sa.Text(), nullable=False),
+        sa.Column("run_id", sa.Text(), server_default="", nullable=False),
+        sa.Column("client_request_id", sa.Text(), server_default="", nullable=False),
+        sa.Column("book", sa.BigInteger(), nullable=False),
+        sa.Column("rule", sa.Text(), nullable=False),
+        sa.Column("input", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
+        sa.Column("cached_input", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
+        sa.Column("cache_write_5m", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
+        sa.Column("cache_write_1h", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
+        sa.Column("audio_input", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
+        sa.Column("image_input", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
+        sa.Column("output", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
+        sa.Column("reasoning", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
+        sa.Column("audio_output", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
+        sa.Column("quality", sa.Text(), nullable=False),
+        sa.Column("usage_source", sa.Text(), nullable=False),
+        sa.Column("amount", sa.BigInteger(), nullable=False),
+        sa.Column("ceiling", sa.BigInteger(), nullable=False),
+        sa.Column("reason", sa.Text(), server_default="", nullable=False),
+        sa.Column("raw_usage", sa.LargeBinary(), nullable=True),
+        sa.Column("upstream_request_id", sa.Text(), server_default="", nullable=False),
+        sa.Column("failed_attempts", sa.Integer(), server_default=sa.text("0"), nullable=False),
+        sa.Column("payload_hash", sa.Text(), nullable=False),
+        sa.Column("started_at", sa.BigInteger(), nullable=False),
+        sa.Column("finished_at", sa.BigInteger(), nullable=False),
+        sa.CheckConstraint(
+            "NOT cancelled OR (amount = 0 AND revision = 2)", name=op.f("ck_usage_cancelled")
+        ),
+        sa.CheckConstraint("amount >= 0", name=op.f("ck_usage_amount")),
+        sa.CheckConstraint("revision IN (1, 2)", name=op.f("ck_usage_revision")),
+        sa.PrimaryKeyConstraint("event_id", "revision", name=op.f("pk_usage")),
     )
 
     _append_only()
 
 
-_APPEND_ONLY = ("ledger_entries", "usage")
+_APPEND_ONLY = ("ledger_entries", "usage", "price_books", "price_book_activations", "admin_audit")
 
 
 def _append_only() -> None:
@@ -239,27 +276,31 @@ def _append_only() -> None:
 
 def downgrade() -> None:
     """Drop all of it."""
-    op.drop_table('usage')
-    with op.batch_alter_table('quarantine', schema=None) as batch_op:
-        batch_op.drop_index('ix_quarantine_event_id')
+    op.drop_table("usage")
+    with op.batch_alter_table("quarantine", schema=None) as batch_op:
+        batch_op.drop_index("ix_quarantine_event_id")
 
-    op.drop_table('quarantine')
-    op.drop_table('processes')
-    op.drop_table('price_books')
-    with op.batch_alter_table('price_book_activations', schema=None) as batch_op:
-        batch_op.drop_index('ix_price_book_activations_effective_from')
+    op.drop_table("quarantine")
+    op.drop_table("processes")
+    op.drop_table("price_books")
+    with op.batch_alter_table("price_book_activations", schema=None) as batch_op:
+        batch_op.drop_index("ix_price_book_activations_effective_from")
 
-    op.drop_table('price_book_activations')
-    op.drop_table('outbox')
-    op.drop_table('meta')
-    with op.batch_alter_table('ledger_entries', schema=None) as batch_op:
-        batch_op.drop_index('ix_ledger_entries_source_ref_id', sqlite_where=sa.text('source_ref_id IS NOT NULL'), postgresql_where=sa.text('source_ref_id IS NOT NULL'))
+    op.drop_table("price_book_activations")
+    op.drop_table("outbox")
+    op.drop_table("meta")
+    with op.batch_alter_table("ledger_entries", schema=None) as batch_op:
+        batch_op.drop_index(
+            "ix_ledger_entries_source_ref_id",
+            sqlite_where=sa.text("source_ref_id IS NOT NULL"),
+            postgresql_where=sa.text("source_ref_id IS NOT NULL"),
+        )
 
-    op.drop_table('ledger_entries')
-    op.drop_table('holds')
-    with op.batch_alter_table('api_keys', schema=None) as batch_op:
-        batch_op.drop_index('ix_api_keys_account')
+    op.drop_table("ledger_entries")
+    op.drop_table("holds")
+    with op.batch_alter_table("api_keys", schema=None) as batch_op:
+        batch_op.drop_index("ix_api_keys_account")
 
-    op.drop_table('api_keys')
-    op.drop_table('admin_audit')
-    op.drop_table('accounts')
+    op.drop_table("api_keys")
+    op.drop_table("admin_audit")
+    op.drop_table("accounts")

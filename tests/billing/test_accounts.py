@@ -105,7 +105,23 @@ def test_account_id_is_good(good: str) -> None:
 
 @pytest.mark.parametrize(
     "bad",
-    ["", " ", "a b", "a/b", "..", ".a", "-a", "a\n", "a\x00", "ä", "a" * 65, "a%2f", "a?", "a;b", "１"],
+    [
+        "",
+        " ",
+        "a b",
+        "a/b",
+        "..",
+        ".a",
+        "-a",
+        "a\n",
+        "a\x00",
+        "ä",
+        "a" * 65,
+        "a%2f",
+        "a?",
+        "a;b",
+        "１",
+    ],
 )
 def test_account_id_is_bad(bad: str) -> None:
     assert not is_account_id(bad)
@@ -286,9 +302,7 @@ async def test_transactions_are_newest_first_by_page_and_cursor(plane: Control) 
 
 
 @pytest.mark.parametrize(("page", "more"), [(1, True), (2, False), (3, False)])
-async def test_has_more_ends_with_the_last_full_page(
-    plane: Control, page: int, more: bool
-) -> None:
+async def test_has_more_ends_with_the_last_full_page(plane: Control, page: int, more: bool) -> None:
     await _entries(plane, 4)
     got = await plane.accounts.transactions("ada", PageRequest(page=page, page_size=2))
     assert (got.has_more, got.total) == (more, 4)
@@ -378,7 +392,15 @@ async def test_corrections_belong_to_the_call(plane: Control) -> None:
         source_ref_id="c1",
     )
     other = Entry(event_id="c10", account="ada", source="charge", direction="expense", amount=-1)
-    await plane.hot.post([given_back, other])
+    bobs = Entry(
+        event_id="sorry-2",
+        account="bob",
+        source="manual",
+        direction="income",
+        amount=5,
+        source_ref_id="c1",
+    )
+    await plane.hot.post([given_back, other, bobs])
     charge = await explain_charge(plane.database, plane.books, "ada", "c1")
     assert charge is not None
     assert [entry.event_id for entry in charge.entries] == ["c1", "sorry-1"]

@@ -65,7 +65,9 @@ async def test_book_with_errors_is_refused_whole(plane: Control) -> None:
     assert (await plane.audit.page(PageRequest())).total == 0
 
 
-@pytest.mark.parametrize("statement", ["UPDATE price_books SET toml = ''", "DELETE FROM price_books"])
+@pytest.mark.parametrize(
+    "statement", ["UPDATE price_books SET toml = ''", "DELETE FROM price_books"]
+)
 async def test_versions_cannot_be_changed(plane: Control, statement: str) -> None:
     await _upload(plane, BOOK)
     with pytest.raises(IntegrityError, match="append-only"):

@@ -150,9 +150,7 @@ async def test_revoking_no_key_is_none_and_unrecorded(plane: Control) -> None:
 
 @pytest.mark.parametrize(("later", "usable"), [(0, True), (4_999, True), (5_000, False)])
 async def test_key_expires_at_its_moment(plane: Control, later: int, usable: bool) -> None:
-    new = NewKey(
-        kind=KeyKind.USER, account="ada", default_scene="default", expires_at=NOON + 5_000
-    )
+    new = NewKey(kind=KeyKind.USER, account="ada", default_scene="default", expires_at=NOON + 5_000)
     info, _ = await plane.keys.create(new, actor="test")
     assert info.usable(NOON + later) is usable
 
@@ -178,7 +176,7 @@ async def test_unknown_key_without_database_is_no_refusal(plane: Control) -> Non
 
 
 async def test_refused_key_without_database_is_unknown_again(plane: Control) -> None:
-    """"No such key" may have changed meanwhile: only what was good is kept."""
+    """That there is no such key may have changed meanwhile: only what was good is kept."""
     assert await plane.keys.fetch(UNKNOWN) is None
     plane.clock.tick(1.5)
     await _away(plane)

@@ -19,7 +19,7 @@ ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 def environment() -> dict[str, str]:
     kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
-    return kept | {"PYTHONPATH": str(REPOSITORY), "COLUMNS": "200", "PYTHONDONTWRITEBYTECODE": "1"}
+    return kept | {"PYTHONPATH": str(REPOSITORY), "COLUMNS": "200"}
 
 
 def command(*arguments: str) -> list[str]:

@@ -2,22 +2,20 @@
 
 import json
 from collections.abc import Iterable
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_gateway import meter as meter_module
 from llm_gateway.meter import (
     EVENT_BYTES_MAX,
     EVENT_END_BYTES,
     HELD_BYTES_MAX,
     StreamMeter,
-    is_all_zero,
-    merge_usage,
     read_json_answer,
-    read_usage,
 )
+from llm_gateway.usage_report import is_all_zero, merge_usage, read_usage
 from pricing_rules.usage import Implausible, ReportedUsage, Usage, normalise
 from tests.llm_gateway.wire_streams import (
     DONE,
@@ -83,7 +81,7 @@ class TestEveryCut:
 )
 def test_any_chunking(stream: WireStream, cuts: list[int], wants: bool) -> None:
     bounds = sorted({0, len(stream.wire), *(cut % (len(stream.wire) + 1) for cut in cuts)})
-    pieces = [stream.wire[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
+    pieces = [stream.wire[a:b] for a, b in pairwise(bounds)]
     check(stream, pieces, wants=wants)
 
 
@@ -101,7 +99,7 @@ def test_any_bytes_whole_or_cut_alike(
 ) -> None:
     wire = noise.join(parts)
     bounds = sorted({0, len(wire), *(cut % (len(wire) + 1) for cut in cuts)})
-    pieces = [wire[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
+    pieces = [wire[a:b] for a, b in pairwise(bounds)]
     one, passed, rest = run([wire], wants=wants)
     many, passed_many, rest_many = run(pieces, wants=wants)
     assert passed + rest == passed_many + rest_many
@@ -197,20 +195,20 @@ class TestCutAndError:
             meter.feed(HI.replace(b'"index":0', b'"index":%d' % index))
         meter.feed(STOP.replace(b'"index":0', b'"index":1'))
         meter.feed(b"data: half an ev")
-        assert meter.choices_open == (0, 2)
+        assert list(meter.choices_open) == [0, 2]
         head = {
             "id": "c1",
             "object": "chat.completion.chunk",
             "created": 1700000000,
             "model": "m1",
         }
-        end = {"delta": {}, "logprobs": None, "finish_reason": "length"}
+        end: dict[str, object] = {"delta": {}, "logprobs": None, "finish_reason": "length"}
         assert events(meter.cut(Usage(input=1))) == [
             {**head, "choices": [{"index": 0, **end}]},
             {**head, "choices": [{"index": 2, **end}]},
             b"[DONE]",
         ]
-        assert meter.choices_open == ()
+        assert list(meter.choices_open) == []
         assert meter.finish() == b""
 
     def test_cut_tells_usage_who_asked(self) -> None:
@@ -260,7 +258,8 @@ class TestUsageShapes:
         assert not is_all_zero(used(-1, 0))
 
     def test_nonsense_is_implausible(self) -> None:
-        for value in ("7", -1, 1.5, True, [1], {}, 1e300, 10**30):
+        values: tuple[object, ...] = ("7", -1, 1.5, True, [1], {}, 1e300, 10**30)
+        for value in values:
             reported = read_usage({"prompt_tokens": value, "completion_tokens": 1})
             assert reported is not None
             assert isinstance(normalise(reported), Implausible)
@@ -269,6 +268,13 @@ class TestUsageShapes:
         assert read_usage({"prompt_tokens": None, "completion_tokens": None}) is None
         zero = read_usage({"prompt_tokens": 0, "completion_tokens": None})
         assert zero == ReportedUsage(prompt=0)
+
+    def test_count_told_twice_is_the_larger_unless_nonsense(self) -> None:
+        twice = {"prompt_tokens": 9, "prompt_tokens_details": {"cached_tokens": 0}}
+        told = read_usage({**twice, "cached_tokens": 5})
+        assert told == ReportedUsage(prompt=9, cached=5)
+        odd = read_usage({**twice, "cached_tokens": "5"})
+        assert odd == ReportedUsage(prompt=9, cached=-1)
 
     def test_larger_count_holds_with_its_own_total(self) -> None:
         assert merge_usage(used(5, 0), used(5, 9)) == used(5, 9)
@@ -380,11 +386,11 @@ def test_ordinary_chunks_are_not_decoded() -> None:
 
 
 def test_text_is_kept_up_to_its_limit() -> None:
-    meter = StreamMeter(client_wants_usage=False, text_bytes_max=5)
-    meter.feed(HI + sse(text(rb"\n\u00e9")))
-    assert meter.text == "hi\né".encode()
-    meter.feed(HI)
-    assert meter.text is None
-    assert meter.delivered_bytes == 7
+    kept = StreamMeter(client_wants_usage=False, text_bytes_max=5)
+    kept.feed(HI + sse(text(rb"\n\u00e9")))
+    assert kept.text == "hi\né".encode()
+    over = StreamMeter(client_wants_usage=False, text_bytes_max=5)
+    over.feed(HI + HI + HI)
+    assert over.text is None
+    assert over.delivered_bytes == 6
     assert StreamMeter(client_wants_usage=False).text is None
-    assert meter_module.RAW_USAGE_BYTES_MAX > 0

@@ -189,10 +189,7 @@ STREAMS: Final = (
     WireStream(
         name="data over several lines",
         wire=b'data: {"choices":[{"delta":\ndata: {"content":"hi"}}],\ndata: "usage":null}\n\n'
-        + b'data: {"choices":[],\ndata:"usage":'
-        + U
-        + b"}\n\n"
-        + DONE,
+        b'data: {"choices":[],\ndata:"usage":' + U + b"}\n\n" + DONE,
         plain=b'data: {"choices":[{"delta":\ndata: {"content":"hi"}}]}\n\n' + DONE,
         reported=used(7, 3),
     ),
@@ -217,7 +214,7 @@ STREAMS: Final = (
     WireStream(
         name="a UTF-8 character split over two chunks",
         wire=sse(text(b"\xe4\xbd")) + sse(text(b"\xa0")) + DONE,
-        delivered=6,
+        delivered=4,
     ),
     WireStream(
         name="no [DONE]",
@@ -240,6 +237,12 @@ STREAMS: Final = (
         plain=HI + HI + STOP + DONE,
         reported=used(7, 3),
         delivered=4,
+    ),
+    WireStream(
+        name="usage-only events in a row",
+        wire=HI + USAGE + USAGE.replace(b":3,", b":4,").replace(b":10}", b":11}") + DONE,
+        plain=HI + DONE,
+        reported=used(7, 4),
     ),
     WireStream(
         name="a comment behind the usage, and bytes behind [DONE]",

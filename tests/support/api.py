@@ -51,7 +51,10 @@ class Api:
             metrics=lambda: self.metrics(),
             readiness=readiness,
         )
-        transport = httpx2.ASGITransport(app=create_api(state, surface), raise_app_exceptions=False)
+        transport = httpx2.ASGITransport(
+            app=create_api(state, surface),  # type: ignore[arg-type]  # two spellings of ASGI
+            raise_app_exceptions=False,
+        )
         return httpx2.AsyncClient(transport=transport, base_url="http://gateway")
 
     async def load_book(self, book: str = BOOK) -> None:

@@ -20,6 +20,7 @@ T = TypeVar("T")
 
 REPOSITORY = Path(__file__).parents[2]
 ADMIN_TOKEN = "admin-token-of-the-tests-0123456789abcdef"
+KEPT = ("PATH", "HOME", "TMPDIR")
 LLM_GATEWAY = (sys.executable, "-c", "from llm_gateway.cli import main; main()")
 DEADLINE_SECONDS = 20.0
 POLL_SECONDS = 0.01
@@ -236,10 +237,9 @@ class GatewayProcess:
     @property
     def environment(self) -> dict[str, str]:
         """What the process sees: nothing of the caller's but what finding Python takes."""
-        kept = {n: os.environ[n] for n in ("PATH", "HOME", "TMPDIR") if n in os.environ}
+        kept = {n: v for n, v in os.environ.items() if n in KEPT or n.startswith("COVERAGE_")}
         return kept | {
             "PYTHONPATH": str(REPOSITORY),
-            "PYTHONDONTWRITEBYTECODE": "1",
             "GATEWAY_ADMIN_TOKEN": ADMIN_TOKEN,
             "SCRIPTED_API_KEY": "key-of-the-provider",
         }

@@ -19,6 +19,8 @@ from billing.holds import Granted, HoldBeat
 from tests.support.money import T0, cancelled, charge, hold, migrated, new_id, purchase
 
 ACCOUNTS = ("alice", "bob")
+# Interleavings, not the disk, are tried here: thousands of fsyncs would only take time.
+MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
 _template: list[Path] = []
 
 
@@ -50,7 +52,7 @@ class MoneyMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.runner = asyncio.Runner()
-        self.directory = tempfile.TemporaryDirectory()
+        self.directory = tempfile.TemporaryDirectory(dir=MEMORY)
         self.path = new_database(Path(self.directory.name))
         self.hot = SqliteHotDatabase(self.path, clock=lambda: T0)
         self.runner.run(self.hot.start())

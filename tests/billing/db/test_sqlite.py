@@ -92,6 +92,17 @@ class TestReserve:
         assert list(again) == [first, Granted(100), first]
         assert held(path) == (1000, 1000)
 
+    @pytest.mark.parametrize("suspended", [0, 1])
+    async def test_a_repeat_that_finds_no_credit_left_gets_its_first_grant(
+        self, hot: SqliteHotDatabase, path: Path, suspended: int
+    ) -> None:
+        await hot.post([purchase(100)])
+        one = hold(new_id())
+        together = await asyncio.gather(hot.reserve(one), hot.reserve(one))
+        execute(path, "UPDATE accounts SET suspended = ?", suspended)
+        assert [*together, await hot.reserve(one)] == [Granted(100)] * 3
+        assert held(path) == (100, 100)
+
     async def test_of_200_at_once_exactly_those_with_room(
         self, hot: SqliteHotDatabase, path: Path
     ) -> None:

@@ -162,6 +162,19 @@ async def test_a_conflict_is_raised_and_quarantined(
     await hot.settle_pending(10)
 
 
+async def test_what_the_database_refuses_is_quarantined_not_lost(
+    hot: SqliteHotDatabase, path: Path, tmp_path: Path
+) -> None:
+    one, two = new_id(), new_id()
+    async with outbox_of(hot, tmp_path / "spool") as outbox:
+        await asyncio.gather(outbox.write(charge(one, -1)), outbox.write(charge(two, 2)))
+    assert rows(path, "SELECT event_id, reason FROM quarantine") == [
+        (one, "IntegrityError: cannot be recorded")
+    ]
+    await hot.settle_pending(10)
+    assert amounts(path) == [-2]
+
+
 async def test_a_cancelled_writer_still_gets_its_event_written(
     hot: SqliteHotDatabase, path: Path, tmp_path: Path
 ) -> None:

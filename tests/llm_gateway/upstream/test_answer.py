@@ -242,6 +242,16 @@ def test_a_bomb_goes_off_in_small_pieces_and_stops_when_paused() -> None:
     assert (sum(pieces), max(pieces)) == (50_000_000, 65536)
 
 
+@pytest.mark.parametrize("wbits", [15, -15])
+@pytest.mark.parametrize("size", [65_535, 65_536, 65_537, 131_072, 200_000])
+def test_output_that_waits_when_the_input_is_used_up(wbits: int, size: int) -> None:
+    packed = deflated(b"\0" * size, wbits)
+    for cut in range(len(packed) - 12, len(packed)):
+        wire = sized(b"content-encoding: deflate\r\n", packed)
+        at = len(wire) - len(packed) + cut
+        assert len(body_of(read([wire[:at], wire[at:]]))) == size
+
+
 def test_what_the_consumer_raises_comes_out_of_feed() -> None:
     class OwnError(Exception):
         pass

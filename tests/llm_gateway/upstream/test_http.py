@@ -306,6 +306,14 @@ async def test_retry_takes_no_other_kept_connection() -> None:
         assert server.requests[-1].connection == 2
 
 
+async def test_idle_connection_makes_room_for_a_fresh_one() -> None:
+    async with ScriptedUpstream([[OK]]) as server, a_client(server, connections_max=1) as client:
+        await ask(client)
+        fresh = await client._pool.acquire(fresh=True)
+        assert not fresh.reused
+        assert (server.connections, client.stats().open) == (2, 1)
+
+
 async def test_failed_retry_counts_as_sent() -> None:
     server = ScriptedUpstream([[OK], [Step.RESET]])
     await server.__aenter__()
@@ -510,16 +518,19 @@ async def test_early_answer_while_the_body_is_still_sent() -> None:
 
 
 async def test_slow_upload_is_not_a_late_head() -> None:
-    gate = asyncio.Event()
-    scripts: list[Script] = [[Step.EARLY, gate, Step.READ_BODY, OK]]
+    """The wait for the head starts anew as long as the body gets on."""
+    gate, answer = asyncio.Event(), asyncio.Event()
+    scripts: list[Script] = [[Step.EARLY, gate, Step.READ_BODY, answer, OK]]
     async with (
         ScriptedUpstream(scripts) as server,
         a_client(server, first_byte_seconds=0.3) as client,
     ):
         asking = asyncio.create_task(ask(client, a_request(b"x" * 20_000_000)))
         await server.wait_for(lambda: len(server.requests) == 1)
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(0.15)
         gate.set()
+        await asyncio.sleep(0.25)
+        answer.set()
         assert await asking == b"hello"
 
 
