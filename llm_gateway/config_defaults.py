@@ -68,9 +68,10 @@ def _models(provider: str, output: int, image: int | None, *names: str) -> list[
     return models
 
 
-# Output limits as the providers' model pages state them. Tokens of an image are the most that the
-# provider's own rule gives for one image at the highest detail, rounded up: they only bound what
-# is held. DeepSeek has no entry: its prices depend on the hour, and have no rule in prices.toml.
+# Output limits as the providers' model pages state them, or the context window where no lower limit
+# is known: what is too high here is only held, never charged. Tokens of an image bound what is held
+# as well: generous readings of the providers' rules for one image at the highest detail. Models
+# whose limit could not be found are left out, and so is DeepSeek, whose prices depend on the hour.
 MODELS: Final[list[Model]] = [
     *_models("echo", 4_096, 1_000, "echo", "echo-reasoning"),
     *_models("openai", 128_000, 25_000, "gpt-5.4-mini", "gpt-5.4-nano"),
@@ -89,9 +90,9 @@ MODELS: Final[list[Model]] = [
     *_models("anthropic", 64_000, 5_000, "claude-opus-4-5", "claude-opus-4-5-20251101"),
     *_models("anthropic", 64_000, 5_000, "claude-sonnet-4-6"),
     *_models("anthropic", 64_000, 5_000, "claude-haiku-4-5", "claude-haiku-4-5-20251001"),
-    *_models("google", 65_536, 2_500, "gemini-3.5-flash", "gemini-3.5-flash-lite"),
+    *_models("google", 65_536, 2_500, "gemini-3.5-flash"),
     *_models("qwen", 8_192, None, "qwq-plus"),
-    *_models("moonshot", 262_144, 5_000, "kimi-k3", "kimi-k2.6", "kimi-k2.5"),
+    *_models("moonshot", 262_144, 5_000, "kimi-k2.6", "kimi-k2.5"),
     *_models("moonshot", 262_144, None, "kimi-k2.7-code", "kimi-k2.7-code-highspeed"),
     *_models("moonshot", 8_192, None, "moonshot-v1-8k"),
     *_models("moonshot", 32_768, None, "moonshot-v1-32k"),
