@@ -8,13 +8,14 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SOURCES := llm_gateway billing pricing_rules migrations tests bench
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check bench fmt lock wheel clean
+.PHONY: help run test check bench bench-ledger fmt lock wheel clean
 
 help:
 	@echo "make run    start the gateway (http://127.0.0.1:8080)"
 	@echo "make test   formatting, lint, types, layers, and all tests"
 	@echo "make check  formatting, lint and types only"
 	@echo "make bench  what a call costs in CPU, latency and memory"
+	@echo "make bench-ledger  charges and holds per second on both engines"
 	@echo "make fmt    format and fix what can be fixed"
 	@echo "make lock   resolve the dependencies anew (needs uv)"
 
@@ -31,6 +32,9 @@ check: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m bench $(ARGS)
+
+bench-ledger: $(VENV)/.dev
+	$(BIN)/python -m bench.ledger $(ARGS)
 
 fmt: $(VENV)/.dev
 	$(BIN)/ruff format $(SOURCES)

@@ -45,10 +45,15 @@ async def note(connection: AsyncConnection, act: Act, now_ms: int) -> None:
 
 
 class AuditTrail:
-    """Reads the trail. Nothing changes or deletes a row of it."""
+    """The trail as a whole. Nothing changes or deletes a row of it."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
+
+    async def write(self, act: Act, now_ms: int) -> None:
+        """Record an act that has no transaction of its own; before it is carried out."""
+        async with self._database.write() as connection:
+            await note(connection, act, now_ms)
 
     async def page(
         self, request: PageRequest, *, action: str = "", target: str = ""

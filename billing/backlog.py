@@ -5,7 +5,7 @@ from sqlalchemy import Column, Select, Table, func, select
 from sqlalchemy.engine import Row
 
 from billing.db.session import Database
-from billing.db.tables import holds, outbox, quarantine
+from billing.db.tables import accounts, holds, outbox, quarantine
 from billing.lists import Page, PageRequest, T, make_page
 
 
@@ -48,6 +48,15 @@ class SetAside(msgspec.Struct, frozen=True, kw_only=True):
     resolved_at: int | None
 
 
+class Figures(msgspec.Struct, frozen=True, kw_only=True):
+    """How much there is of it all; `held` in micro-credits."""
+
+    held: int
+    unsettled: int  # charge events that are not in the ledger yet
+    oldest_unsettled_at: int | None  # milliseconds since the epoch
+    quarantined: int  # events that wait for a person
+
+
 class Backlog:
     """Reads the three tables, by page number."""
 
@@ -79,6 +88,21 @@ class Backlog:
             wanted = wanted.where(quarantine.c.resolved_at.is_(None))
         rows, total = await self._page(request, wanted, wanted.order_by(quarantine.c.id.desc()))
         return _made(request, [_convert(row, SetAside) for row in rows], total)
+
+    async def figures(self) -> Figures:
+        """What /metrics shows; raises what the database raises."""
+        waits = quarantine.c.resolved_at.is_(None)
+        wanted = select(
+            select(func.coalesce(func.sum(accounts.c.held), 0)).scalar_subquery(),
+            select(func.count()).select_from(outbox).scalar_subquery(),
+            select(func.min(outbox.c.created_at)).scalar_subquery(),
+            select(func.count()).select_from(quarantine).where(waits).scalar_subquery(),
+        )
+        async with self._database.read() as connection:
+            held, unsettled, oldest, quarantined = (await connection.execute(wanted)).one()
+        return Figures(
+            held=int(held), unsettled=unsettled, oldest_unsettled_at=oldest, quarantined=quarantined
+        )
 
     async def _page(
         self,

@@ -67,7 +67,7 @@ class CreditBalanceGuard:
 
     def __init__(self, store: HoldStore, *, process: str, min_output_tokens: int) -> None:
         self._store = store
-        self._process = process
+        self.process = process  # the id that new holds carry; another once it was declared dead
         self._min_output_tokens = min_output_tokens
 
     async def hold(
@@ -85,7 +85,7 @@ class CreditBalanceGuard:
                 minimum=amounts.minimum,
                 wanted=amounts.wanted,
                 context=encode_context(context),
-                process=self._process,
+                process=self.process,
                 started_at=context.started_at,
             )
         )

@@ -386,6 +386,11 @@ class Batch:
         """The accounts that were made or moved on, in the order of their ids."""
         return [self._changed[account].freeze() for account in sorted(self._changed)]
 
+    def account(self, account: str) -> Account | None:
+        """The account as it stands after what was posted so far; None: it has no row."""
+        running = self._accounts.get(account)
+        return running.freeze() if running is not None and running.exists else None
+
     def post(self, entry: Entry) -> PostResult:
         """Post an entry that is no call of its own; see the outcomes' docstrings."""
         tidy = normalise(entry, self._now)

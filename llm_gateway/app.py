@@ -1,223 +1,159 @@
-"""The only place that constructs: from a configuration to a running gateway, and back down in order."""
+"""The only place that constructs: from a configuration to the parts of a gateway or a ledger worker."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import logging
-import secrets
-import signal
-import socket
-import sys
-from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import msgspec
-import uvicorn
-import uvloop
-from sqlalchemy.exc import SQLAlchemyError
-from typing_extensions import override
 
-from billing.accounts import AccountExistsError, Accounts, Grant
-from billing.audit import AuditTrail
-from billing.books import BookRefusedError, BooksStaleError, NoBookError, PriceBooks
-from billing.db import migrate
-from billing.db.hot import DatabaseUnavailableError
-from billing.db.session import Database, sqlite_path
-from billing.db.sqlite import SqliteHotDatabase
+from billing.accounts import Accounts
+from billing.books import PriceBooks
+from billing.db.engine import hot_database
+from billing.db.partitions import keep_partitions
+from billing.db.session import Database
 from billing.guard import CreditBalanceGuard
-from billing.holds.database import DatabaseHoldStore
-from billing.keys import KeyKind, Keys, NewKey
+from billing.holds.factory import hold_store
+from billing.holds.living import LivingHoldStore
+from billing.holds.redis import RedisHoldStore
+from billing.holds.redis_connection import RedisAddressError, RedisRefusedError
+from billing.keys import Keys
+from billing.settlement.broker_address import BrokerAddressError
+from billing.settlement.brokers import link_maker
+from billing.settlement.delivery import Delivery, make_delivery
+from billing.settlement.election import LEDGER_WORKER, Election
+from billing.settlement.hold_updates import HoldUpdates
+from billing.settlement.orphans import DatabaseOrphans
 from billing.settlement.outbox import Outbox
-from billing.settlement.recovery import recover
+from billing.settlement.reconcile import EVERY_SECONDS, Reconciler, Rounds
+from billing.settlement.recovery import adopt_spool, recover
+from billing.settlement.registry import Beat, Registration, end_others
+from billing.settlement.service import Chore, ElectedService, LedgerService
 from billing.settlement.spool import Spool
+from billing.settlement.subscriber import BrokerWorker
+from billing.settlement.sweeper import Sweeper
 from billing.settlement.worker import LedgerWorker
-from llm_gateway import banner, clock, package_data
-from llm_gateway.api.litestar import ApiState, Dependency, ModelOffer, Surface, create_api
-from llm_gateway.credentials import (
-    Credentials,
-    CredentialsError,
-    read_credentials,
-    write_credentials,
-)
-from llm_gateway.data_lock import DataInUseError, DataLock
-from llm_gateway.front import Front, front_class
-from llm_gateway.gateway import HEARTBEAT_SECONDS, Gateway
-from llm_gateway.logs import LineWriter, configure, writer_for_stderr
+from llm_gateway import clock
+from llm_gateway.config import password_of
+from llm_gateway.first_start import FirstStart
+from llm_gateway.gateway import Gateway
 from llm_gateway.metrics import Metrics
-from llm_gateway.secret import Secret
+from llm_gateway.start import StartError
 from llm_gateway.tokens import TokenCounter
 from llm_gateway.upstream.echo import EchoUpstream
 from llm_gateway.upstream.http import HttpUpstream
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+    from collections.abc import Callable
+    from contextlib import AsyncExitStack
 
-    from litestar import Litestar
-
+    from billing.db.engine import Engine
+    from billing.db.hot import SettleReport
+    from billing.holds import HoldStore
+    from billing.holds.database import DatabaseHoldStore
+    from billing.settlement.registry import Pace
+    from billing.settlement.service import Endless, Runnable
     from llm_gateway.config import Config, ProviderConfig
+    from llm_gateway.logs import LineWriter
     from llm_gateway.upstream import Upstream
 
-DEMO_ACCOUNT: Final = "demo"
-DEMO_CREDIT: Final = 1_000 * 1_000_000  # micro-credits
-BACKLOG: Final = 2048  # connections that the kernel keeps until they are accepted
-TICK_SECONDS: Final = 1.0
-KEEP_ALIVE_SECONDS: Final = 75  # an idle client connection is kept so long
+ADOPT_SECONDS: Final = 5.0  # between two looks for spool files of dead processes
+PARTITION_SECONDS: Final = 3600.0
 
 _log = logging.getLogger(__name__)
 
 
-class StartError(Exception):
-    """The gateway cannot start; the message is one line that says what to do."""
+class Storage(msgspec.Struct, frozen=True, kw_only=True):
+    """What gateways and workers have in common: the database, the holds, the way to the ledger."""
+
+    config: Config
+    database: Database
+    hot: Engine
+    holds: DatabaseHoldStore | RedisHoldStore
+    outbox: Outbox
+    bell: Bell
+    process: str
 
 
 class Parts(msgspec.Struct, frozen=True, kw_only=True):
-    """What a process is made of."""
+    """What a gateway process is made of."""
 
     config: Config
     gateway: Gateway
     database: Database
-    hot: SqliteHotDatabase
+    hot: Engine
+    holds: DatabaseHoldStore | RedisHoldStore
     keys: Keys
     books: PriceBooks
     accounts: Accounts
     outbox: Outbox
-    worker: LedgerWorker
+    ledger: Runnable | None  # None: a worker of its own settles
+    publisher: Delivery | None  # None: no broker carries charges to the worker
+    registration: Registration | None  # None: no other process can share the database
+    chores: tuple[Chore, ...]
     metrics: Metrics
     log: LineWriter
 
+    async def on_registry(self, beat: Beat) -> None:
+        """What the registry said of this process: what it runs under another id is not its own."""
+        assert self.registration is not None
+        if beat is Beat.DEAD:
+            assert isinstance(self.gateway.holds, LivingHoldStore)
+            self.gateway.holds.disown(call.event_id for call in self.gateway.calls)
+            self.gateway.guard.process = self.registration.process
+            if isinstance(self.holds, RedisHoldStore):
+                self.holds.process = self.registration.process
+        elif isinstance(self.holds, RedisHoldStore):
+            await self.holds.rebuild("the database was restored from a backup")
 
-def serve(config: Config) -> int:
-    """Run one gateway process until it is told to stop; the exit status.
 
-    0 after SIGINT or SIGTERM, 2 if it cannot start (one line on stderr says why).
+class Bell:
+    """Rung when an event was written; whoever settles or publishes listens."""
+
+    def __init__(self) -> None:
+        self.listeners: list[Callable[[], None]] = []
+
+    def ring(self) -> None:
+        """Tell all."""
+        for listener in self.listeners:
+            listener()
+
+
+def secrets_of(config: Config) -> list[str]:
+    """What must never appear in a log."""
+    secrets = [provider.api_key.reveal() for provider in config.providers if provider.api_key]
+    if config.auth.admin_token:
+        secrets.append(config.auth.admin_token.reveal())
+    urls = (config.database.url, config.guard.redis_url, config.broker.url)
+    return secrets + [password for url in urls if (password := password_of(url))]
+
+
+async def build_gateway(
+    config: Config, stack: AsyncExitStack, log: LineWriter, *, pace: Pace | None = None
+) -> Parts:
+    """A gateway's parts, started in the order of dependence; the stack stops them in the opposite one.
+
+    The lock on the data directory is held by the caller. `pace`: see Registration.
     """
-    data_dir = Path(config.server.data_dir)
-    lock = DataLock(data_dir)
-    try:
-        _check_providers(config)
-        listeners = [_listen(config.server.host, config.server.port)]
-        if config.server.admin_address is not None:
-            listeners.append(_listen(*config.server.admin_address))
-        _make_data_dir(data_dir)
-        lock.take()
-        _migrate(config)
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_serve(config, listeners))
-    except (StartError, DataInUseError, CredentialsError) as error:
-        sys.stderr.write(f"llm-gateway: {error}\n")
-        return 2
-    finally:
-        lock.release()
-    return 0
-
-
-async def _serve(config: Config, listeners: list[socket.socket]) -> None:
-    """Start everything in the order of dependence; the stack stops it in the opposite order."""
-    async with AsyncExitStack() as stack:
-        log = writer_for_stderr(_secrets_of(config))
-        configure(log)
-        logging.getLogger("uvicorn").setLevel(logging.WARNING)  # its starts and stops are ours
-        stack.callback(log.close)
-        parts = await _build(config, stack, log)
-        credentials, notes = await _first_start(parts, listeners)
-        log.hide(credentials.admin_token)
-        stop = _StopSignals()
-        servers = _servers(parts, credentials.admin_token, listeners)
-        async with _running(parts, servers):
-            print(banner.banner(config, credentials, notes=notes), flush=True)  # noqa: T201 - for people
-            await stop.first.wait()
-            await _stop(parts, servers, stop)
-
-
-# -- before the event loop ---------------------------------------------------------------------
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    """A bound socket, so that a port in use is found before any data is touched.
-
-    uvicorn listens on it once everything is ready: until then clients are refused, not kept waiting.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
-    except OSError as error:
-        listener.close()
-        why = error.strerror or str(error)
-        raise StartError(
-            f"cannot listen on {host}:{port} ({why}): choose another with --port or [server] port"
-        ) from error
-    listener.setblocking(False)
-    return listener
-
-
-def _make_data_dir(data_dir: Path) -> None:
-    try:
-        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        probe = data_dir / ".writable"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise StartError(
-            f"the data directory {data_dir} cannot be written ({error.strerror})"
-        ) from error
-
-
-def _migrate(config: Config) -> None:
-    try:
-        migrate.upgrade(config.database.url)
-    except Exception as error:
-        first = str(error).partition("\n")[0]
-        raise StartError(f"the database cannot be brought up to date: {first}") from error
-
-
-def _check_providers(config: Config) -> None:
-    if not any(provider.on for provider in config.providers):
-        wanted = ", ".join(provider.off_because for provider in config.providers)
-        why = wanted or "none is configured"
-        raise StartError(f"no provider is on ({why}): set a key, or add a provider")
-
-
-def _secrets_of(config: Config) -> list[str]:
-    keys = [provider.api_key.reveal() for provider in config.providers if provider.api_key]
-    token = config.auth.admin_token
-    return [*keys, token.reveal()] if token else keys
-
-
-# -- building ----------------------------------------------------------------------------------
-
-
-async def _build(config: Config, stack: AsyncExitStack, log: LineWriter) -> Parts:
-    path = sqlite_path(config.database.url)
-    if path is None:
-        raise StartError("only SQLite files serve as database in this version")
     process = clock.new_event_id(clock.now_ms())
-    database = Database(config.database.url)
-    stack.push_async_callback(database.dispose)
-    hot = SqliteHotDatabase(path, clock=clock.now_ms)
-    await hot.start()
-    stack.push_async_callback(hot.close)
-    worker = LedgerWorker(hot, clock=clock.now_ms)
-    spool = Spool(Path(config.server.data_dir) / "spool", process)
-    outbox = Outbox(hot, spool, on_written=worker.notify)
-    await outbox.start()
-    stack.push_async_callback(outbox.close)
-    # The lock on the data proves that every former process is gone: what it left is ours to settle.
-    recovered = await recover(hot, outbox, process=process, clock=clock.now_ms)
-    if recovered.orphans:
-        _log.warning("%d calls of a former process broke off and were estimated", recovered.orphans)
-    worker.notify()
-    metrics = Metrics()
-    books = PriceBooks(database, now_ms=clock.now_ms, monotonic=clock.monotonic)
-    keys = Keys(database, now_ms=clock.now_ms, monotonic=clock.monotonic)
-    holds = DatabaseHoldStore(hot)
+    database, hot = await _open_database(config, stack)
+    registration = None
+    if is_shared(config):
+        registration = await _register(config, stack, database, process=process, pace=pace)
+    storage = await _build_storage(config, stack, database, hot, process=process)
+    if config.database.is_sqlite:
+        await _recover(storage, process)
+    holds: HoldStore = storage.holds
+    if registration is not None:
+        holds = LivingHoldStore(storage.holds, registration)
     upstreams = {each.name: _upstream(each) for each in config.providers if each.on}
     for upstream in upstreams.values():
         stack.push_async_callback(upstream.close)
+    metrics = Metrics()
+    keys = Keys(database, now_ms=clock.now_ms, monotonic=clock.monotonic)
+    books = PriceBooks(database, now_ms=clock.now_ms, monotonic=clock.monotonic)
     gateway = Gateway(
         config=config,
         keys=keys,
@@ -226,273 +162,238 @@ async def _build(config: Config, stack: AsyncExitStack, log: LineWriter) -> Part
         guard=CreditBalanceGuard(
             holds, process=process, min_output_tokens=config.guard.min_output_tokens
         ),
-        outbox=outbox,
+        outbox=storage.outbox,
         upstreams=upstreams,
         tokens=TokenCounter(),
         metrics=metrics,
         log=log,
+        is_alive=(lambda: registration.alive) if registration is not None else None,
     )
     return Parts(
         config=config,
         gateway=gateway,
         database=database,
         hot=hot,
+        holds=storage.holds,
         keys=keys,
         books=books,
         accounts=Accounts(database, hot, now_ms=clock.now_ms),
-        outbox=outbox,
-        worker=worker,
+        outbox=storage.outbox,
+        ledger=_embedded_ledger(storage, pace),
+        publisher=_publisher(storage),
+        registration=registration,
+        chores=() if config.database.is_sqlite else (_adoption(storage),),
         metrics=metrics,
         log=log,
     )
 
 
-async def _first_start(
-    parts: Parts, listeners: list[socket.socket]
-) -> tuple[Credentials, tuple[str, ...]]:
-    """Load the first price book, make the admin token and, on loopback, the demo account and its key."""
-    config = parts.config
-    notes = await _load_prices(parts)
-    data_dir = Path(config.server.data_dir)
-    known = read_credentials(data_dir) or Credentials()
-    given = config.auth.admin_token
-    token = given.reveal() if given else known.admin_token or secrets.token_urlsafe(32)
-    demo = Credentials()
-    if config.server.loopback:
-        demo = known if known.demo_key else await _make_demo(parts)
-    admin = config.server.admin_address
-    credentials = Credentials(
-        url=banner.url_of(config.server.host, listeners[0].getsockname()[1]),
-        admin_url=banner.url_of(admin[0], listeners[1].getsockname()[1]) if admin else "",
-        admin_token="" if given else token,
-        demo_account=demo.demo_account,
-        demo_key=demo.demo_key,
-    )
-    if credentials != known:
-        write_credentials(data_dir, credentials)
-    return msgspec.structs.replace(credentials, admin_token=token), notes
+async def build_worker(
+    config: Config, stack: AsyncExitStack, *, pace: Pace | None = None
+) -> Runnable:
+    """What `llm-gateway worker` runs."""
+    process = clock.new_event_id(clock.now_ms())
+    database, hot = await _open_database(config, stack)
+    storage = await _build_storage(config, stack, database, hot, process=process)
+    settling, chores = _duties(storage, pace)
+    service = LedgerService(settling, [*chores, _adoption(storage)])
+    storage.bell.listeners.append(service.notify)
+    return service
 
 
-async def _load_prices(parts: Parts) -> tuple[str, ...]:
-    """Make sure that a price book is in effect; what there is to say of the file."""
-    name = parts.config.pricing.book
-    try:
-        text = package_data.price_book(name, beside=parts.config.path)
-    except OSError as error:
-        raise StartError(f"the price book {name} cannot be read ({error.strerror})") from error
-    try:
-        loaded = await parts.books.load_first(text, actor="serve")
-    except BookRefusedError as error:
-        first = next(each for each in error.problems if each.level == "error")
-        raise StartError(
-            f"the price book {name} has errors (line {first.line}: {first.message}); "
-            f"`llm-gateway prices lint {name}` lists them all"
-        ) from error
-    await parts.books.start()
-    if loaded is None and await parts.books.version_of(text) is None:
-        return (f"{name} differs from the price books in the database, which stay in effect",)
-    return ()
-
-
-async def _make_demo(parts: Parts) -> Credentials:
-    with contextlib.suppress(AccountExistsError):
-        await parts.accounts.create(DEMO_ACCOUNT, name="Demo", actor="serve")
-    await parts.accounts.grant(
-        Grant(event_id="demo:credits", account=DEMO_ACCOUNT, amount=DEMO_CREDIT), actor="serve"
-    )
-    scenes = tuple(scene.name for scene in parts.config.scenes)
-    demo = NewKey(
-        kind=KeyKind.USER,
-        account=DEMO_ACCOUNT,
-        default_scene=scenes[0],
-        scenes=scenes,
-        description="demo",
-    )
-    _, token = await parts.keys.create(demo, actor="serve")
-    return Credentials(demo_account=DEMO_ACCOUNT, demo_key=token)
-
-
-# -- running -----------------------------------------------------------------------------------
-
-
-class _Server(uvicorn.Server):
-    """uvicorn's server without its signal handlers: they end the process with the signal's status."""
-
-    @override
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
-class _StopSignals:
-    """The first SIGINT or SIGTERM asks for an orderly end, the second for a quick one."""
-
-    def __init__(self) -> None:
-        self.first = asyncio.Event()
-        self.second = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self._heard)
-
-    def _heard(self) -> None:
-        (self.second if self.first.is_set() else self.first).set()
-
-
-class _Served(msgspec.Struct, frozen=True):
-    """A server and the socket it listens on."""
-
-    server: _Server
-    listener: socket.socket
-
-    async def run(self) -> None:
-        await self.server.serve(sockets=[self.listener])
-
-
-def _servers(parts: Parts, token: str, listeners: list[socket.socket]) -> list[_Served]:
-    """The main server, with the calls; with `admin_host`, a second one for admin and metrics."""
-    front = front_class(parts.gateway)
-    state = _api_state(parts, token)
-    if len(listeners) == 1:
-        return [_Served(_server(create_api(state, Surface.ALL), front), listeners[0])]
-    return [
-        _Served(_server(create_api(state, Surface.PUBLIC), front), listeners[0]),
-        _Served(_server(create_api(state, Surface.OPERATIONS), "httptools"), listeners[1]),
-    ]
-
-
-def _server(api: Litestar, protocol: type[Front] | str) -> _Server:
-    return _Server(
-        uvicorn.Config(
-            api,
-            http=protocol,
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            backlog=BACKLOG,
-            timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        )
+async def build_first_start(config: Config, stack: AsyncExitStack) -> FirstStart:
+    """What the first start works on, where no gateway runs in this process."""
+    database, hot = await _open_database(config, stack)
+    return FirstStart(
+        config=config,
+        books=PriceBooks(database, now_ms=clock.now_ms, monotonic=clock.monotonic),
+        accounts=Accounts(database, hot, now_ms=clock.now_ms),
+        keys=Keys(database, now_ms=clock.now_ms, monotonic=clock.monotonic),
     )
 
 
-def _api_state(parts: Parts, token: str) -> ApiState:
-    return ApiState(
-        database=parts.database,
-        keys=parts.keys,
-        books=parts.books,
-        accounts=parts.accounts,
-        audit=AuditTrail(parts.database),
-        admin_token=Secret(token),
+def is_shared(config: Config) -> bool:
+    """Whether others may have to know if this process lives."""
+    return not config.database.is_sqlite or config.guard.store != "database"
+
+
+# -- the database and the holds ----------------------------------------------------------------
+
+
+async def _open_database(config: Config, stack: AsyncExitStack) -> tuple[Database, Engine]:
+    database = Database(config.database.url)
+    stack.push_async_callback(database.dispose)
+    hot = hot_database(
+        config.database.url,
+        clock=clock.now_ms,
+        holds_here=config.guard.store == "database",
+    )
+    await hot.start()
+    stack.push_async_callback(hot.close)
+    return database, hot
+
+
+async def _register(
+    config: Config,
+    stack: AsyncExitStack,
+    database: Database,
+    *,
+    process: str,
+    pace: Pace | None,
+) -> Registration:
+    registration = Registration(
+        database,
+        process=process,
+        new_id=lambda: clock.new_event_id(clock.now_ms()),
         now_ms=clock.now_ms,
-        new_event_id=clock.new_event_id,
-        offers=lambda: _offers(parts.config),
-        metrics=lambda: parts.metrics.render(),
-        readiness=lambda: _readiness(parts),
+        monotonic=clock.monotonic,
+        pace=pace,
     )
+    await registration.register()
+    # Run late in the stack's unwinding: calls, outbox and spool are done with by then.
+    stack.push_async_callback(registration.leave)
+    if config.database.is_sqlite:
+        # The lock on the data proves that every former process is gone.
+        await end_others(database, process, clock.now_ms())
+    return registration
 
 
-def _offers(config: Config) -> list[ModelOffer]:
-    on = {provider.name for provider in config.providers if provider.on}
-    offers = []
-    for model in config.models:
-        targets = tuple(
-            (each.provider, each.model) for each in model.targets if each.provider in on
+async def _build_storage(
+    config: Config,
+    stack: AsyncExitStack,
+    database: Database,
+    hot: Engine,
+    *,
+    process: str,
+) -> Storage:
+    try:
+        holds = hold_store(
+            config.guard, hot=hot, database=database, process=process, now_ms=clock.now_ms
         )
-        if targets:
-            offers.append(ModelOffer(name=model.name, targets=targets))
-    return offers
-
-
-async def _readiness(parts: Parts) -> list[Dependency]:
-    """One row a dependency: whether calls can be taken now."""
-    try:
-        await parts.hot.ping()
-        database = Dependency(name="database", up=True)
-    except DatabaseUnavailableError:
-        database = Dependency(name="database", up=False, detail="it takes no writes")
-    try:
-        version, _ = parts.books.current(clock.now_ms())
-        prices = Dependency(name="prices", up=True, detail=f"book {version}")
-    except (BooksStaleError, NoBookError):
-        prices = Dependency(name="prices", up=False, detail="no current price book")
-    durable = parts.outbox.durable
-    spool = Dependency(
-        name="charges",
-        up=durable,
-        detail="" if durable else "neither database nor spool takes them",
+        await holds.start()
+    except (RedisAddressError, RedisRefusedError) as error:
+        raise StartError(f"[guard] redis_url: {error}") from error
+    stack.push_async_callback(holds.close)
+    bell = Bell()
+    spool = Spool(Path(config.server.data_dir) / "spool", process)
+    tells = {"on_recorded": holds.recorded} if isinstance(holds, RedisHoldStore) else {}
+    outbox = Outbox(hot, spool, on_written=bell.ring, **tells)
+    await outbox.start()
+    stack.push_async_callback(outbox.close)
+    return Storage(
+        config=config,
+        database=database,
+        hot=hot,
+        holds=holds,
+        outbox=outbox,
+        bell=bell,
+        process=process,
     )
-    running = not parts.gateway.stopping
-    process = Dependency(name="process", up=running, detail="" if running else "shutting down")
-    return [database, prices, spool, process]
 
 
-@contextlib.asynccontextmanager
-async def _running(parts: Parts, servers: list[_Served]) -> AsyncIterator[None]:
-    """The servers, the ledger worker and the ticks; ends them all, whatever happens."""
-    async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(served.run(), name="server") for served in servers]
-        worker = group.create_task(parts.worker.run(), name="ledger-worker")
-        ticks = [
-            group.create_task(_every(HEARTBEAT_SECONDS, parts.gateway.heartbeat)),
-            group.create_task(_every(TICK_SECONDS, partial(_tick, parts, servers))),
-        ]
-        try:
-            await _started(servers)
-            yield
-        finally:
-            for served in servers:
-                served.server.should_exit = True
-            await asyncio.wait(tasks)
-            for tick in ticks:
-                tick.cancel()
-            parts.worker.stop()
-            await asyncio.wait([worker])
+async def _recover(storage: Storage, process: str) -> None:
+    """The lock on the data proves that every former process is gone: what it left is ours to settle."""
+    found = await recover(storage.hot, storage.outbox, process=process, clock=clock.now_ms)
+    if found.orphans:
+        _log.warning("%d calls of a former process broke off and were estimated", found.orphans)
 
 
-async def _started(servers: list[_Served]) -> None:
-    # uvicorn tells nobody when it listens.
-    while not all(served.server.started for served in servers):  # noqa: ASYNC110
-        await asyncio.sleep(0)
+def _publisher(storage: Storage) -> Delivery | None:
+    """What sends this gateway's charges at once; others would send them a little later."""
+    if storage.config.broker.kind == "database":
+        return None
+    publisher = _delivery(storage, None)
+    storage.bell.listeners.append(publisher.notify)
+    return publisher
 
 
-async def _every(seconds: float, act: Callable[[], Awaitable[None]]) -> None:
-    while True:
-        await asyncio.sleep(seconds)
-        try:
-            await act()
-        except Exception:  # noqa: BLE001 - the next time may be better
-            _log.exception("a periodic task failed; it is tried again")
+# -- settling ----------------------------------------------------------------------------------
 
 
-async def _tick(parts: Parts, servers: list[_Served]) -> None:
-    """Once a second: newer prices, calls and clients that take too long, gauges."""
-    parts.gateway.end_overdue()
-    for served in servers:
-        now = asyncio.get_running_loop().time()
-        for connection in list(served.server.server_state.connections):
-            if isinstance(connection, Front) and connection.is_too_slow(now):
-                connection.time_out()
+def _embedded_ledger(storage: Storage, pace: Pace | None) -> Runnable | None:
+    """Who settles inside of `serve`: with SQLite this process, else the one that is elected."""
+    config = storage.config
+    if not config.ledger_worker.embedded:
+        return None
+    service: Runnable
+    if config.database.is_sqlite:
+        service = LedgerService(*_duties(storage, pace))
+        service.notify()  # what a former process left
+    else:
+        election = Election(storage.database, LEDGER_WORKER)
+        service = ElectedService(election, lambda: LedgerService(*_duties(storage, pace)))
+    storage.bell.listeners.append(service.notify)
+    return service
+
+
+def _duties(storage: Storage, pace: Pace | None) -> tuple[Runnable, list[Endless]]:
+    """Who posts charges, and what else has to be done by whoever does so."""
+    config, database, holds = storage.config, storage.database, storage.holds
+    updates = HoldUpdates(holds)
+    settling = _settling(storage, updates)
+    reconciler = Reconciler(
+        database, now_ms=clock.now_ms, call_seconds_max=config.guard.call_seconds_max
+    )
+    rounds = Rounds(reconciler, monotonic=clock.monotonic)
+    chores: list[Endless] = [Chore(name="reconcile", seconds=EVERY_SECONDS, act=rounds.make)]
+    if is_shared(config):
+        sweeper = Sweeper(
+            database,
+            storage.hot,
+            holds if isinstance(holds, RedisHoldStore) else DatabaseOrphans(database),
+            call_seconds_max=config.guard.call_seconds_max,
+            now_ms=clock.now_ms,
+            monotonic=clock.monotonic,
+            on_estimate=settling.notify,
+            pace=pace,
+        )
+        chores.append(Chore(name="sweeper", seconds=sweeper.pace.beat_seconds, act=sweeper.look))
+    if isinstance(holds, RedisHoldStore):
+        chores.append(updates)
+    if not config.database.is_sqlite:
+        act = partial(_keep_partitions, database)
+        chores.append(Chore(name="partitions", seconds=PARTITION_SECONDS, act=act))
+    return settling, chores
+
+
+def _settling(storage: Storage, updates: HoldUpdates) -> Runnable:
+    """Straight from the outbox, or as the broker's messages name its rows."""
+    if storage.config.broker.kind == "database":
+        return LedgerWorker(storage.hot, clock=clock.now_ms, holds=updates)
+
+    async def tell(report: SettleReport) -> None:
+        await updates.tell(report.applied)
+
+    worker = BrokerWorker(storage.hot, clock=clock.now_ms, on_settled=tell)
+    return _delivery(storage, worker)
+
+
+def _delivery(storage: Storage, worker: BrokerWorker | None) -> Delivery:
+    broker = storage.config.broker
+    assert broker.kind != "database"
     try:
-        await parts.books.refresh()
-    except SQLAlchemyError as error:
-        _log.warning("price books could not be read: %s", type(error).__name__)
-    parts.gateway.update_gauges(parts.worker.unsettled_age_ms())
+        links = link_maker(broker.kind, broker.url, process=storage.process)
+    except BrokerAddressError as error:
+        raise StartError(f"[broker] url: {error}") from error
+    return make_delivery(links, storage.hot, clock=clock.now_ms, worker=worker)
 
 
-async def _stop(parts: Parts, servers: list[_Served], stop: _StopSignals) -> None:
-    """Accept no more, let calls end for `shutdown_seconds`, end the rest; their charges are durable."""
-    parts.gateway.stopping = True
-    for served in servers:
-        served.listener.close()
-        served.server.should_exit = True
-    ending = asyncio.create_task(parts.gateway.finish_calls(parts.config.server.shutdown_seconds))
-    hurried = asyncio.create_task(stop.second.wait())
-    await asyncio.wait([ending, hurried], return_when=asyncio.FIRST_COMPLETED)
-    hurried.cancel()
-    if not ending.done():
-        parts.gateway.end_all("shutting_down")
-    await ending
+async def _keep_partitions(database: Database) -> None:
+    """Months ahead get their partitions before anything has to be written into them."""
+    async with database.write() as connection:
+        if made := await keep_partitions(connection):
+            _log.info("made %s", ", ".join(made))
+
+
+def _adoption(storage: Storage) -> Chore:
+    """Spool files of dead processes in the same directory are replayed by whoever sees them."""
+    act = partial(_adopt, storage)
+    return Chore(name="spool-adoption", seconds=ADOPT_SECONDS, act=act)
+
+
+async def _adopt(storage: Storage) -> None:
+    if adopted := await adopt_spool(storage.database, storage.outbox):
+        _log.warning("%d charges came out of the spool of a dead process", adopted)
 
 
 def _upstream(provider: ProviderConfig) -> Upstream:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 from typing_extensions import override
 
-from billing.db.hot import DatabaseUnavailableError
+from billing.db.hot import DatabaseUnavailableError, EventConflictError
 from billing.events import ChargeEvent, Finish, Revision, UsageNotes
 from billing.failpoints import reach
 from billing.holds import GuardUnavailableError, Refused
@@ -87,10 +87,12 @@ class Call:
         self._sending = False  # the upstream's head is awaited
         self._exchange: Exchange | None = None
         self._stream: StreamAnswer | None = None
+        self._watch: HoldWatch | None = None
         self._holds_credit = False
         self._gone = False
         self._stopped = ""  # why the gateway ended the call
-        self._paused = False
+        self._paused = False  # the client reads too slowly
+        self._awaits_credit = False
         self._admitted: Admitted | None = None
         self._input: Count | None = None  # our own count, made when first needed
         self._failed_attempts = 0
@@ -108,7 +110,8 @@ class Call:
             self._send_error(error)
         except NotDurableError:
             # The charge is written nowhere, so the client must not get the end of its answer. The
-            # hold stays: the account pays what the last heartbeat knew, once a sweeper finds it.
+            # outbox keeps it and tries again; if this process dies before, the hold is still there,
+            # and the account pays what the last heartbeat knew.
             self.outcome = "not_durable"
             self._client.drop()
         except Exception:  # noqa: BLE001 - a hold must be resolved whatever went wrong
@@ -117,6 +120,8 @@ class Call:
         finally:
             if self._exchange is not None:
                 self._exchange.abort()
+            if self._client.call is self:
+                self._client.drop()  # no answer was sent, and none will be: do not keep it waiting
             self._gateway.ended(self)
 
     async def _answer(self) -> None:
@@ -159,7 +164,13 @@ class Call:
         self._admitted, self.grant = result, result.held
         self._holds_credit = True
         reach("after_reserve")
-        if self._gone or self._stopped:
+        self._check_wanted()
+
+    def _check_wanted(self) -> None:
+        """Raises ShuttingDownError or ClientGoneError if the call was ended while it waited."""
+        if self._stopped:
+            raise errors.ShuttingDownError
+        if self._gone:
             raise ClientGoneError
 
     async def _open_upstream(self, quote: Quote) -> Exchange:
@@ -193,9 +204,16 @@ class Call:
             client_wants_usage=quote.request.include_usage is True,
             text_bytes_max=self._gateway.text_bytes_to_count(self._model_sent),
         )
-        stream = self._stream = StreamAnswer(self._client, meter, self._hold_watch(meter))
+        watch = self._watch = self._hold_watch(meter)
+        stream = self._stream = StreamAnswer(self._client, meter, watch)
         self._client.start_stream(exchange.status, self._answer_headers(exchange))
-        ending = await self._relay(exchange, stream)
+        try:
+            ending = await self._relay(exchange, stream)
+        finally:
+            if watch is not None:
+                watch.end()
+        if ending is Ending.BROKEN and meter.saw_done and not meter.error_event:
+            ending = Ending.WHOLE  # how the connection ends behind [DONE] changes nothing
         verdict = self._judge_stream(stream, ending)
         await self._settle(verdict)
         self._client.end_stream(self._last_bytes(ending, meter, verdict))
@@ -267,19 +285,26 @@ class Call:
         self._holds_credit = False
         try:
             await self._gateway.outbox.write(self._finish(self.verdict))
-        except NotDurableError:
+        except (NotDurableError, EventConflictError):
             _log.critical("call %s: its hold could not be given back", self.event_id)
 
     async def _fail(self) -> None:
-        """A fault of our own: the account pays for what was delivered, and for nothing else."""
-        if self._stream is None or not self._holds_credit:
+        """A fault of our own: the account pays for what was delivered, and for nothing else.
+
+        What is faulty may be what tells how much that is; then nobody pays. Never raises.
+        """
+        if self._stream is None:
             await self._cancel("internal_error")
             self._send_error(errors.InternalError(may_have_billed=self._exchange is not None))
             return
         try:
-            await self._settle(self._judge_stream(self._stream, Ending.BROKEN))
+            if self._holds_credit:
+                await self._settle(self._judge_stream(self._stream, Ending.BROKEN))
         except NotDurableError:
             self.outcome = "not_durable"
+        except Exception:  # noqa: BLE001 - a hold must be resolved whatever went wrong
+            _log.exception("call %s: what it delivered cannot be told", self.event_id)
+        await self._cancel("internal_error")
         self._client.drop()
 
     # -- to the upstream ---------------------------------------------------------------------
@@ -307,16 +332,17 @@ class Call:
         self._failed_attempts += 1
         return True
 
-    async def _send(self, target: Target, quote: Quote) -> Exchange:
+    async def _send(self, target: Target, quote: Quote, *, ask_usage: bool = True) -> Exchange:
         """Send the request and wait for a head; raises UpstreamError, ClientGoneError if ended meanwhile."""
         provider = target.route.provider
         assert self._admitted is not None
+        self._check_wanted()
         body = chat.rewrite(
             quote.request,
             model=target.route.model_sent,
             limit=self._admitted.limit,
             limit_field=provider.output_limit_field,
-            ask_usage=self._gateway.asks_usage(provider.name),
+            ask_usage=ask_usage and self._gateway.asks_usage(target),
         )
         headers = _STREAM_HEADERS if quote.request.stream else _JSON_HEADERS
         message = UpstreamRequest(path=CHAT_PATH, headers=headers, body=body)
@@ -327,6 +353,7 @@ class Call:
             if self.task is None or not (self._gone or self._stopped):
                 raise
             self.task.uncancel()
+            self._sending = False  # what follows is not to be cancelled again
             await self._abandon()
             raise ClientGoneError from None
         finally:
@@ -366,19 +393,22 @@ class Call:
     ) -> tuple[Exchange, errors.GatewayError]:
         """What the client hears of a provider's error answer.
 
-        A provider that only minds being asked for usage is asked once more, without, and remembered.
+        A provider that only minds being asked for usage is asked once more, without, and remembered
+        if that was it. Not so where the client sent stream options of its own: one request with a
+        wrong option would end the reports for everybody.
         """
         provider = target.route.provider.name
         body = await self._read_error(exchange)
         if (
             exchange.status == 400
             and quote.request.stream
+            and not quote.request.other_stream_options
             and b"stream_options" in body
-            and self._gateway.asks_usage(provider)
+            and self._gateway.asks_usage(target)
         ):
-            self._gateway.ask_usage_no_more(provider)
-            exchange = await self._send(target, quote)
+            exchange = await self._send(target, quote, ask_usage=False)
             if is_success(exchange):
+                self._gateway.ask_usage_no_more(target)
                 return exchange, errors.UpstreamFailedError()
             body = await self._read_error(exchange)
         self._gateway.metrics.upstream_error(provider, f"status_{exchange.status}")
@@ -421,6 +451,7 @@ class Call:
             grant=self.grant,
             count_input=self._count_input,
             policy=self._gateway.policy,
+            lent=0 if self._watch is None else self._watch.lent,
         )
 
     def _last_bytes(self, ending: Ending, meter: StreamMeter, verdict: Verdict) -> bytes:
@@ -523,7 +554,19 @@ class Call:
     def resume(self) -> None:
         """The client has caught up, or has left."""
         self._paused = False
+        if self._exchange is not None and not self._awaits_credit:
+            self._exchange.resume()
+
+    def await_credit(self) -> None:
+        """The hold is used up and more was asked for: read no more before the answer."""
+        self._awaits_credit = True
         if self._exchange is not None:
+            self._exchange.pause()
+
+    def go_on(self) -> None:
+        """There is credit again."""
+        self._awaits_credit = False
+        if self._exchange is not None and not self._paused:
             self._exchange.resume()
 
     def _end(self) -> None:
@@ -531,8 +574,8 @@ class Call:
             self._exchange.abort()
         elif self._sending and self.task is not None:
             self.task.cancel()
-        elif self._client.body is not None and not self._client.body.done():
-            self._client.body.set_exception(errors.ShuttingDownError())
+        elif self._client.call is self and (body := self._client.body) and not body.done():
+            body.set_exception(errors.ShuttingDownError())
 
     # -- what it costs while it runs ---------------------------------------------------------
 

@@ -37,7 +37,7 @@ def new_event_id(at_ms: int) -> str:
 
 def _forget_random() -> None:
     """A forked child must not make its parent's ids."""
-    global _random, _random_at  # noqa: PLW0603
+    global _random, _random_at
     _random, _random_at = b"", 0
 
 

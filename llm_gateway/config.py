@@ -6,11 +6,12 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, ClassVar, Final, Literal
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import msgspec
 from msgspec import Meta
 
+from billing.settlement.broker_address import BrokerAddressError, check_address
 from llm_gateway.config_defaults import MODELS, PROVIDERS, SCENES
 from llm_gateway.config_reader import (
     ConfigError,
@@ -43,6 +44,8 @@ __all__ = [
     "TargetConfig",
     "is_loopback",
     "load",
+    "password_of",
+    "shown_url",
     "split_address",
 ]
 
@@ -85,6 +88,11 @@ class DatabaseConfig(Section, frozen=True, kw_only=True):
     def is_sqlite(self) -> bool:
         """Whether this is a file of ours, and so one process at most."""
         return self.url.startswith("sqlite")
+
+    @property
+    def shown(self) -> str:
+        """The address without its password, for people."""
+        return shown_url(self.url)
 
 
 class GuardConfig(Section, frozen=True, kw_only=True):
@@ -228,6 +236,7 @@ class Overrides(msgspec.Struct, frozen=True, kw_only=True):
 
     host: str | None = None
     port: int | None = None
+    processes: int | None = None
     data_dir: str | None = None
 
 
@@ -245,10 +254,15 @@ def load(
     text, document = _parsed(path)
     reader = Reader(Lines(text), env or {}, path.parent if path else Path())
     given = _with_overrides(_built_in(document) | document, overrides or Overrides())
+    inline = _inline_passwords(given)
+    for table, key in _URLS:
+        given = reader.referred(given, table, key)
     config = reader.section(Config, given, ())
     if config is not None:
         config = _completed(config, reader)
         _check(config, reader)
+        for place in inline:
+            reader.problem(place, 'holds a password; write "env:NAME" or "file:PATH" instead')
     if config is None or reader.problems:
         raise ConfigError(path, reader.problems)
     return msgspec.structs.replace(config, path=path)
@@ -263,6 +277,17 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(name.strip("[]")).is_loopback
     except ValueError:
         return False
+
+
+def shown_url(url: str) -> str:
+    """An address as people may see it: without its password."""
+    return _PASSWORD.sub(r"\1:***@", url)
+
+
+def password_of(url: str) -> str:
+    """The password in an address, "" if there is none."""
+    found = _PASSWORD.search(url)
+    return unquote(found[2]) if found else ""
 
 
 def split_address(text: str) -> tuple[str, int]:
@@ -281,6 +306,9 @@ _SYNTAX_ERROR_PLACE: Final = re.compile(r" \(at (?:line (\d+), column \d+|end of
 _MODEL_NAME: Final = re.compile(r"[!-~]{1,128}")
 _BASE_URL_EXPECTED: Final = 'expected "https://host/path", without ? or #'
 _SQLITE_PREFIX: Final = "sqlite+aiosqlite:///"
+_POSTGRESQL_PREFIX: Final = "postgresql+asyncpg://"
+_PASSWORD: Final = re.compile(r"(://[^:/?#@]*):([^@]+)@")  # what stands before an @ in an address
+_URLS: Final = (("database", "url"), ("guard", "redis_url"), ("broker", "url"))
 
 
 def _parsed(path: Path | None) -> tuple[str, dict[str, object]]:
@@ -330,6 +358,10 @@ def _completed(config: Config, reader: Reader) -> Config:
     if not database.url:
         url = f"{_SQLITE_PREFIX}{Path(config.server.data_dir, 'gateway.db')}"
         database = msgspec.structs.replace(database, url=url)
+    for prefix in ("postgres://", "postgresql://"):  # as every other client of PostgreSQL writes it
+        if database.url.startswith(prefix):
+            url = _POSTGRESQL_PREFIX + database.url.removeprefix(prefix)
+            database = msgspec.structs.replace(database, url=url)
     offline = config.server.loopback and database.is_sqlite
     providers: list[ProviderConfig] = []
     for index, provider in enumerate(config.providers):
@@ -342,7 +374,7 @@ def _completed(config: Config, reader: Reader) -> Config:
 
 
 def _check(config: Config, reader: Reader) -> None:
-    """Everything that must hold between settings, and what this version cannot do yet."""
+    """Everything that must hold between settings."""
     _check_server(config.server, reader)
     _check_storage(config, reader)
     _check_money(config, reader)
@@ -360,9 +392,6 @@ def _check_server(server: ServerConfig, reader: Reader) -> None:
         reader.problem(("server", "host"), 'expected an address or a name, such as "127.0.0.1"')
     if not server.data_dir:
         reader.problem(("server", "data_dir"), "expected a directory")
-    if server.processes > 1:
-        message = "more than one process needs PostgreSQL, which is not in this version yet"
-        reader.problem(("server", "processes"), message)
     if not server.admin_host:
         return
     try:
@@ -376,21 +405,56 @@ def _check_server(server: ServerConfig, reader: Reader) -> None:
 
 
 def _check_storage(config: Config, reader: Reader) -> None:
-    url = config.database.url
-    if url.startswith("postgresql"):
-        message = f'PostgreSQL is not in this version yet; use "{_SQLITE_PREFIX}PATH"'
+    url, broker = config.database.url, config.broker
+    file = url.removeprefix(_SQLITE_PREFIX)
+    if url.startswith(_POSTGRESQL_PREFIX):
+        if not _has_host_and_path(url):
+            message = f'expected "{_POSTGRESQL_PREFIX}USER@HOST/DATABASE"'
+            reader.problem(("database", "url"), message)
+    elif not url.startswith(_SQLITE_PREFIX) or file in ("", ":memory:"):
+        message = f'expected "{_SQLITE_PREFIX}PATH", a file, or "{_POSTGRESQL_PREFIX}..."'
         reader.problem(("database", "url"), message)
-    elif not url.startswith(_SQLITE_PREFIX) or url.removeprefix(_SQLITE_PREFIX) in ("", ":memory:"):
-        reader.problem(("database", "url"), f'expected "{_SQLITE_PREFIX}PATH", a file')
-    if config.guard.store == "redis":
-        message = 'holds in Redis are not in this version yet; use "database"'
-        reader.problem(("guard", "store"), message)
-    if config.broker.kind != "database":
-        message = f'{config.broker.kind} is not in this version yet; use "database"'
-        reader.problem(("broker", "kind"), message)
+    if config.database.is_sqlite:
+        _check_alone(config, reader)
+    schemes = ("redis://", "rediss://", "unix://")
+    if config.guard.store == "redis" and not config.guard.redis_url.startswith(schemes):
+        reader.problem(("guard", "redis_url"), 'expected "redis://HOST:PORT/0" or "rediss://..."')
+    if broker.kind != "database":
+        try:
+            check_address(broker.kind, broker.url)
+        except BrokerAddressError as error:
+            reader.problem(("broker", "url"), str(error))
+
+
+def _check_alone(config: Config, reader: Reader) -> None:
+    """A SQLite file is served by one process, which does everything."""
+    if config.server.processes > 1:
+        message = "more than one process needs PostgreSQL; [database] url names a SQLite file"
+        reader.problem(("server", "processes"), message)
     if not config.ledger_worker.embedded:
-        message = "a worker of its own is not in this version yet: no charge would be settled"
+        message = "a worker of its own needs PostgreSQL: with SQLite no charge would be settled"
         reader.problem(("ledger_worker", "embedded"), message)
+
+
+def _has_host_and_path(url: str) -> bool:
+    """Whether an address names a database; its host may stand behind the `?`, as a socket does."""
+    try:
+        parts = urlsplit(url)
+        whole = parts.port != 0 and (bool(parts.hostname) or "host=" in parts.query)
+    except ValueError:
+        return False
+    return whole and len(parts.path) > 1
+
+
+def _inline_passwords(given: Mapping[str, object]) -> list[KeyPath]:
+    """Where the file itself holds a password: a secret is named, never written out."""
+    found: list[KeyPath] = []
+    for table, key in _URLS:
+        section = given.get(table)
+        value = section.get(key) if isinstance(section, dict) else None
+        if isinstance(value, str) and password_of(value):
+            found.append((table, key))
+    return found
 
 
 def _check_money(config: Config, reader: Reader) -> None:

@@ -69,6 +69,24 @@ class Reader:
         """Note a problem at the line of `path`, or of the nearest table around it."""
         self.problems.append(Problem(self._lines.of(*path), key_text(path), message))
 
+    def referred(self, given: dict[str, object], section: str, key: str) -> dict[str, object]:
+        """The document with an "env:NAME" or "file:PATH" in that place replaced by what it names.
+
+        For addresses, which are written out unless they hold a password.
+        """
+        table = given.get(section)
+        value = table.get(key) if isinstance(table, dict) else None
+        if not isinstance(table, dict) or not isinstance(value, str):
+            return given
+        if not value.startswith(("env:", "file:")):
+            return given
+        path = (section, key)
+        secret = self._secret(value, path)
+        if path in self.unset:
+            self.problem(path, self.unset[path])
+        rest = {name: item for name, item in table.items() if name != key}
+        return given | {section: rest | ({key: secret.reveal()} if secret else {})}
+
     def section(self, kind: type[SectionT], value: Toml, path: KeyPath) -> SectionT | None:
         """The struct of one table; None (and problems) if it cannot be made."""
         if not isinstance(value, dict):

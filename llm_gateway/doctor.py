@@ -1,5 +1,6 @@
 """`llm-gateway doctor`: looks at everything a gateway depends on, changes nothing, says what to do."""
 
+import asyncio
 import os
 import socket
 import sqlite3
@@ -14,17 +15,38 @@ from urllib.parse import urlsplit
 
 import httpx2
 import msgspec
+from sqlalchemy import Connection, func, select
 
 from billing.db import migrate
 from billing.db.invariants import check_invariants
 from billing.db.session import sqlite_path
+from billing.db.tables import outbox
+from billing.holds.redis_connection import (
+    RedisAddressError,
+    RedisRefusedError,
+    RedisUnavailableError,
+    connect,
+    parse_address,
+)
+from billing.settlement.broker_address import parse_kafka
 from llm_gateway import clock, package_data
 from llm_gateway.banner import url_of
-from llm_gateway.config import Config, ConfigError, Overrides, ProviderConfig, load
+from llm_gateway.config import (
+    BrokerConfig,
+    Config,
+    ConfigError,
+    Overrides,
+    ProviderConfig,
+    load,
+    shown_url,
+    split_address,
+)
 from llm_gateway.credentials import CredentialsError, credentials_path, read_credentials
 from pricing_rules.lint import lint
 
 CONNECT_SECONDS: Final = 5.0
+CLOCKS_APART_SECONDS: Final = 5.0
+SETTLED_SECONDS: Final = 60.0  # a charge that waits longer waits for somebody who is not there
 FIRST_SANE_MS: Final = 1_767_225_600_000  # 2026-01-01: this code is younger than that
 OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
 
@@ -52,7 +74,15 @@ def examine(path: Path | None, overrides: Overrides | None = None) -> list[Findi
         config = load(path, os.environ, overrides)
     except ConfigError as error:
         return [Finding(Level.WRONG, "settings", line) for line in str(error).splitlines()]
-    checks = (check_settings, check_data, check_database, check_port, check_prices)
+    checks = (
+        check_settings,
+        check_data,
+        check_database,
+        check_guard,
+        check_broker,
+        check_port,
+        check_prices,
+    )
     findings = [finding for check in checks for finding in check(config)]
     findings += [check_provider(provider) for provider in config.providers]
     if not any(provider.on for provider in config.providers):
@@ -105,7 +135,10 @@ def _check_credentials(directory: Path) -> Iterator[Finding]:
 
 
 def check_database(config: Config) -> Iterator[Finding]:
-    """The file, its schema, and whether what stands in it adds up."""
+    """The database, its schema, and whether what stands in it adds up."""
+    if not config.database.is_sqlite:
+        yield from _check_postgres(config)
+        return
     path = sqlite_path(config.database.url)
     if path is None or not path.exists():
         yield Finding(Level.NOTE, "database", f"{path} is not there; serve makes it")
@@ -129,6 +162,55 @@ def check_database(config: Config) -> Iterator[Finding]:
         yield Finding(Level.WRONG, "database", f"{path} is damaged: {broken}", advice)
         return
     yield Finding(Level.FINE, "database", f"{path}, schema {schema}")
+    yield from _check_backlog(config)
+
+
+def _check_postgres(config: Config) -> Iterator[Finding]:
+    """Whether it answers, has the schema, and has a clock that agrees with ours."""
+    shown = config.database.shown
+    try:
+        schema, wanted = migrate.current(config.database.url), migrate.head()
+        theirs = migrate.run_sync(config.database.url, _time_of)
+    except Exception as error:  # noqa: BLE001 - drivers and Alembic have no common base
+        first = str(error).partition("\n")[0] or type(error).__name__
+        advice = "check that it runs, and [database] url"
+        yield Finding(Level.WRONG, "database", f"{shown} cannot be reached: {first}", advice)
+        return
+    if schema != wanted:
+        text = f"{shown} has schema {schema or 'none'}, this version needs {wanted}"
+        yield Finding(Level.WRONG, "database", text, "llm-gateway migrate brings it there")
+        return
+    text = f"{shown}, schema {schema}; llm-gateway reconcile tells if it adds up"
+    yield Finding(Level.FINE, "database", text)
+    apart = abs(theirs - clock.now_ms()) / 1000
+    if apart > CLOCKS_APART_SECONDS:
+        text = f"the database's clock and ours are {apart:.0f} s apart"
+        yield Finding(Level.WRONG, "clock", text, "set the clocks of all machines (NTP)")
+    yield from _check_backlog(config)
+
+
+def _time_of(connection: Connection) -> int:
+    now = connection.scalar(select(func.extract("epoch", func.clock_timestamp()) * 1000))
+    return int(now or 0)
+
+
+def _check_backlog(config: Config) -> Iterator[Finding]:
+    """Charges that wait mean that nobody settles."""
+    try:
+        oldest = migrate.run_sync(
+            config.database.url, lambda found: found.scalar(select(func.min(outbox.c.created_at)))
+        )
+    except Exception as error:  # noqa: BLE001 - drivers have no common base
+        text = f"the outbox cannot be read: {type(error).__name__}"
+        yield Finding(Level.WRONG, "settlement", text)
+        return
+    waits = 0 if oldest is None else (clock.now_ms() - oldest) / 1000
+    if waits > SETTLED_SECONDS:
+        advice = "start llm-gateway serve"
+        if not config.ledger_worker.embedded:
+            advice = "start llm-gateway worker, or set [ledger_worker] embedded = true"
+        text = f"a charge waits since {waits:.0f} s to be settled"
+        yield Finding(Level.WRONG, "settlement", text, advice)
 
 
 def _integrity(path: Path) -> str:
@@ -144,6 +226,51 @@ def _integrity(path: Path) -> str:
         connection.close()
     rest = f" (and {len(violations) - 1} more)" if len(violations) > 1 else ""
     return f"{violations[0]}{rest}" if violations else ""
+
+
+def check_guard(config: Config) -> Iterator[Finding]:
+    """Redis, if it keeps the holds: whether it answers, and is set up not to drop any."""
+    if config.guard.store != "redis":
+        return
+    shown = shown_url(config.guard.redis_url)
+    try:
+        asyncio.run(_ask_redis(config.guard.redis_url))
+    except (RedisAddressError, RedisRefusedError, RedisUnavailableError) as error:
+        advice = "check that it runs and is set up for holds, and [guard] redis_url"
+        yield Finding(Level.WRONG, "redis", str(error), advice)
+    else:
+        yield Finding(Level.FINE, "redis", f"{shown} answers, and drops nothing")
+
+
+async def _ask_redis(url: str) -> None:
+    connection = await connect(parse_address(url), lambda: None)
+    connection.abort("that was all")
+
+
+def check_broker(config: Config) -> Iterator[Finding]:
+    """Whether a server of the broker takes connections; no topic is made, nothing is sent."""
+    broker = config.broker
+    if broker.kind == "database":
+        return
+    refused = []
+    for host, port in _broker_servers(broker):
+        try:
+            socket.create_connection((host, port), timeout=CONNECT_SECONDS).close()
+        except OSError as error:
+            refused.append(f"{host}:{port} ({error.strerror or type(error).__name__})")
+        else:
+            yield Finding(Level.FINE, "broker", f"{broker.kind} at {host}:{port} answers")
+            return
+    advice = "check that it runs, and [broker] url; charges wait in the database meanwhile"
+    text = f"{broker.kind} cannot be reached: {', '.join(refused)}"
+    yield Finding(Level.WRONG, "broker", text, advice)
+
+
+def _broker_servers(broker: BrokerConfig) -> list[tuple[str, int]]:
+    if broker.kind == "kafka":
+        return [split_address(server) for server in parse_kafka(broker.url).servers]
+    parts = urlsplit(broker.url)
+    return [(parts.hostname or "", parts.port or 6379)]
 
 
 def check_port(config: Config) -> Iterator[Finding]:

@@ -107,7 +107,7 @@ class Front(HttpToolsProtocol):
             self._unset_keepalive_if_required()
         if self._refused:
             return
-        if self._answering() or self._feeding:
+        if self._answering() or self._feeding or self._is_behind():
             self._keep_waiting(data)
             return
         self._feed(data)
@@ -120,6 +120,13 @@ class Front(HttpToolsProtocol):
             return True
         cycle: RequestResponseCycle | None = self.cycle
         return cycle is not None and not cycle.response_complete
+
+    def _is_behind(self) -> bool:
+        """Whether the client has not read its last answer yet: it gets no other on top of that.
+
+        Only between two requests: of a body the rest is read all the same.
+        """
+        return self.flow.write_paused and self._in_head
 
     def _keep_waiting(self, data: bytes) -> None:
         self._waiting += data
@@ -269,7 +276,8 @@ class Front(HttpToolsProtocol):
         self.loop.call_soon(self._next_request)
 
     def _next_request(self) -> None:
-        if self._waiting and not self.gone and not self._answering() and not self._feeding:
+        busy = self.gone or self._answering() or self._feeding or self._is_behind()
+        if self._waiting and not busy:
             data = bytes(self._waiting)
             self._waiting.clear()
             self._unset_keepalive_if_required()
@@ -308,6 +316,8 @@ class Front(HttpToolsProtocol):
         super().resume_writing()
         if self.call is not None:
             self.call.resume()
+        elif self._waiting:
+            self.loop.call_soon(self._next_request)
 
     @override
     def shutdown(self) -> None:

@@ -27,8 +27,9 @@ from pricing_rules.match import match
 from pricing_rules.price import Ceiling, ceiling_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
+    from billing.backlog import Figures
     from billing.books import PriceBooks
     from billing.guard import CreditBalanceGuard
     from billing.holds import HoldStore
@@ -51,6 +52,7 @@ DRAIN_SECONDS_MAX: Final = 120.0
 # https://cookbook.openai.com/examples/how_to_count_tokens_with_tiktoken
 TEMPLATE_TOKENS: Final = 3
 HEARTBEAT_SECONDS: Final = 2.0
+_PLAIN_TIERS: Final = (None, "auto", "default")  # at the price that a rule gives
 
 _log = logging.getLogger(__name__)
 
@@ -89,6 +91,7 @@ class Gateway:
         tokens: TokenCounter,
         metrics: Metrics,
         log: LineWriter,
+        is_alive: Callable[[], bool] | None = None,
     ) -> None:
         self.config = config
         self.keys = keys
@@ -100,6 +103,7 @@ class Gateway:
         self.tokens = tokens
         self.metrics = metrics
         self._log = log
+        self._is_alive = is_alive  # None: nobody else can take this process for dead
         self.policy = Policy(
             no_usage=config.pricing.no_usage, empty_answer=config.pricing.empty_answer
         )
@@ -111,7 +115,8 @@ class Gateway:
         self._scenes = {scene.name: scene for scene in config.scenes}
         self._beats: dict[str, int] = {}
         self._draining = 0
-        self._mind_usage_option: set[str] = set()  # providers that answer 400 to stream_options
+        # Provider and model pairs that answer 400 to stream_options.
+        self._mind_usage_option: set[tuple[str, str]] = set()
 
     # -- what connections ask ----------------------------------------------------------------
 
@@ -136,6 +141,8 @@ class Gateway:
             raise errors.ShuttingDownError
         if not self.outbox.durable:
             raise errors.DatabaseUnavailableError
+        if self._is_alive is not None and not self._is_alive():
+            raise errors.DatabaseUnavailableError  # the registry could not be told that we live
 
     def quote(
         self, caller: Caller, request: chat.ChatRequest, event_id: str, started_at: int
@@ -147,6 +154,10 @@ class Gateway:
         """
         if not may_use_model(caller.key, request.model):
             raise errors.ModelNotAllowedError(request.model)
+        if request.service_tier not in _PLAIN_TIERS:
+            # A client must not choose a tier that costs us more than its rule asks of the account.
+            reason = "no price rule lists this service tier"
+            raise errors.UnboundedCostError(reason, param="service_tier")
         try:
             version, book = self.books.current(started_at)
         except (BooksStaleError, NoBookError):
@@ -184,7 +195,7 @@ class Gateway:
     ) -> Target | None:
         rule = match(book, scene, one.provider.name, one.model_sent)
         if rule is None and self.config.pricing.unknown_model == "fallback":
-            rule = next((r for r in book.rules if r.id == self.config.pricing.fallback_rule), None)
+            rule = self._fallback_rule(book)
         if rule is None:
             return None
         bounds = Bounds(
@@ -195,6 +206,10 @@ class Gateway:
             extra_output=request.n * request.prediction_bytes,
         )
         return Target(route=one, scene=scene, rule=rule, ceiling=ceiling_of(rule), bounds=bounds)
+
+    def _fallback_rule(self, book: Book) -> Rule | None:
+        wanted = self.config.pricing.fallback_rule
+        return next((r for r in book.rules if r.id == wanted and r.status == "active"), None)
 
     def _no_rule(self, scene: str, one: Route) -> errors.NoPriceRuleError:
         provider, model = one.provider.name, one.model_sent
@@ -221,13 +236,19 @@ class Gateway:
         """How much text of an answer to keep for counting; 0 where bytes are all there is to go by."""
         return COUNTED_BYTES_MAX if self.tokens.can_count(model) else 0
 
-    def asks_usage(self, provider: str) -> bool:
+    def asks_usage(self, target: Target) -> bool:
         """Whether a provider is asked to report usage at the end of a stream."""
-        return provider not in self._mind_usage_option
+        minding = self._mind_usage_option
+        return not minding or (target.route.provider.name, target.route.model_sent) not in minding
 
-    def ask_usage_no_more(self, provider: str) -> None:
-        """Remember, until the next start, that a provider refuses to be asked."""
-        self._mind_usage_option.add(provider)
+    def ask_usage_no_more(self, target: Target) -> None:
+        """Remember, until the next start, that a provider refuses to be asked of this model."""
+        self._mind_usage_option.add((target.route.provider.name, target.route.model_sent))
+        _log.warning(
+            "provider %s refuses stream_options for %s: its streams are estimated from now on",
+            target.route.provider.name,
+            target.route.model_sent,
+        )
 
     def drains(self, target: Target) -> bool:
         """Whether an answer is read on to its usage when the client has left."""
@@ -256,7 +277,7 @@ class Gateway:
         """Note what running streams have cost so far, so that a crash leaves evidence of it."""
         beats = []
         for call in self.calls:
-            spent = min(call.progress(), call.grant)
+            spent = min(self._progress(call), call.grant)
             if spent and self._beats.get(call.event_id) != spent:
                 self._beats[call.event_id] = spent
                 beats.append(HoldBeat(call.event_id, call.grant, spent))
@@ -267,6 +288,14 @@ class Gateway:
                 self._beats.clear()
                 _log.warning("the progress of %d calls could not be noted", len(beats))
 
+    @staticmethod
+    def _progress(call: Call) -> int:
+        try:
+            return call.progress()
+        except Exception:  # noqa: BLE001 - one call's fault must not cost the others their evidence
+            _log.exception("the progress of call %s cannot be told", call.event_id)
+            return 0
+
     def end_overdue(self) -> None:
         """End calls that run longer than allowed, and drains that take too long."""
         now = clock.monotonic()
@@ -276,10 +305,15 @@ class Gateway:
             elif call.draining_since is not None and now - call.draining_since > DRAIN_SECONDS_MAX:
                 call.stop_draining()
 
-    def update_gauges(self, unsettled_age_ms: int) -> None:
+    def update_gauges(self, figures: Figures) -> None:
         """Figures that /metrics shows and nobody counts as they change."""
+        oldest = figures.oldest_unsettled_at
+        age_ms = 0 if oldest is None else max(0, clock.now_ms() - oldest)
+        self.metrics.held_micro_credits = figures.held
+        self.metrics.unsettled_events = figures.unsettled
+        self.metrics.unsettled_age_seconds = age_ms / 1000
+        self.metrics.quarantined_events = figures.quarantined
         self.metrics.open_streams = sum(call.streamed for call in self.calls)
-        self.metrics.unsettled_age_seconds = unsettled_age_ms / 1000
         self.metrics.spool_bytes = self.outbox.spool_bytes()
 
     # -- the end -----------------------------------------------------------------------------

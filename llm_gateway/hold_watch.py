@@ -1,22 +1,27 @@
 """Keeps a stream's hold ahead of its cost, where the provider does not keep to an output limit.
 
-At 80 % of the hold more is asked for; when no more is to be had and the hold is used up, the scene's
-policy decides: `cut` ends the stream with a proper last chunk, `finish` lets it run, `grace` lets it
-run so much further. What was delivered between two looks is the bound of an overspend.
+At 80 % of the hold more is asked for. A stream that uses up its hold before the answer is there waits
+for it. When no more is to be had, the scene's policy decides: `cut` ends the stream with a proper last
+chunk, `finish` lets it run, `grace` lets it run so much further. What the provider had under way, at
+most one read and what passed between two looks, is the bound of an overspend.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import TYPE_CHECKING, Final, Protocol
 
-from billing.holds import Granted, GuardUnavailableError, HoldStore
+from billing.holds import Granted, GuardUnavailableError, HoldStore, Refused
+from billing.ledger import AMOUNT_MAX
 
 if TYPE_CHECKING:
     from llm_gateway.config import SceneConfig
     from llm_gateway.meter import StreamMeter
 
 LOOK_BYTES: Final = 256  # of delivered text between two looks: some 60 tokens
+
+_log = logging.getLogger(__name__)
 
 
 class WatchedCall(Protocol):
@@ -26,6 +31,8 @@ class WatchedCall(Protocol):
     grant: int
 
     def progress(self) -> int: ...
+    def await_credit(self) -> None: ...
+    def go_on(self) -> None: ...
     def stop(self, reason: str) -> None: ...
 
 
@@ -38,9 +45,12 @@ class HoldWatch:
         self._call = call
         self._meter = meter
         self._holds = holds
-        self._scene = scene
+        self._policy = scene.exhausted_policy
+        self._grace = scene.grace_micro_credits
         self._next_look = LOOK_BYTES
-        self._refused = False
+        self._refused = False  # for good
+        self._waiting = False  # the stream is stopped until the answer comes
+        self._ended = False
         self._asking: asyncio.Task[None] | None = None
 
     def __call__(self) -> None:
@@ -50,28 +60,71 @@ class HoldWatch:
             self._next_look = delivered + LOOK_BYTES
             self._look()
 
+    def end(self) -> None:
+        """The stream is over: an answer that is still on its way decides nothing any more."""
+        self._ended = True
+
+    @property
+    def lent(self) -> int:
+        """Micro-credits by which the stream may cost more than its hold, as the scene wants it."""
+        return AMOUNT_MAX if self._policy == "finish" else self._grace
+
     def _look(self) -> None:
         call = self._call
         spent = call.progress()
         if spent * 5 < call.grant * 4:
             return
-        if not self._refused and self._asking is None:
-            self._asking = asyncio.get_running_loop().create_task(self._ask())
-        policy = self._scene.exhausted_policy
-        if policy != "finish" and spent >= call.grant + self._scene.grace_micro_credits:
-            call.stop("exhausted")
-
-    async def _ask(self) -> None:
-        """Ask for half as much again; an unreachable store is asked again at the next look."""
-        call = self._call
-        try:
-            result = await self._holds.extend(call.event_id, call.grant + max(call.grant // 2, 1))
-        except GuardUnavailableError:
+        if self._asking is None and not self._refused:
+            self._asking = asyncio.get_running_loop().create_task(self._ask(spent))
+        if not self._is_used_up(spent):
             return
-        else:
-            if isinstance(result, Granted):
-                call.grant = result.amount
-            else:
-                self._refused = True
+        if self._asking is None:
+            call.stop("exhausted")
+        elif not self._waiting:
+            self._waiting = True
+            call.await_credit()
+
+    def _is_used_up(self, spent: int) -> bool:
+        return spent >= self._call.grant + self.lent
+
+    async def _ask(self, spent: int) -> None:
+        """Ask for more, and let the answer decide about a stream that waits for it.
+
+        An unreachable store is asked again at the next look, and so is one that other calls' holds
+        stood in the way of, for as long as the hold lasts.
+        """
+        answer: Granted | Refused | None = None
+        try:
+            answer = await self._raise(spent)
+            self._refused = isinstance(answer, Refused) and answer.reason != "held"
+        except GuardUnavailableError:
+            pass
+        except Exception:  # noqa: BLE001 - a stream that waits must be told either way
+            _log.exception("the hold of call %s could not be raised", self._call.event_id)
         finally:
             self._asking = None
+        if self._ended:
+            return
+        call = self._call
+        if isinstance(answer, Granted):
+            call.grant = max(call.grant, answer.amount)
+        if not self._waiting:
+            return
+        if not self._is_used_up(call.progress()):
+            self._waiting = False
+            call.go_on()
+        elif isinstance(answer, Granted):
+            self._look()
+        else:
+            call.stop("exhausted")
+
+    async def _raise(self, spent: int) -> Granted | Refused:
+        """Half as much again, or a quarter beyond the cost; if that is too much, what there is."""
+        call = self._call
+        wanted = max(call.grant + call.grant // 2, spent + spent // 4) + 1
+        answer = await self._holds.extend(call.event_id, wanted)
+        if isinstance(answer, Refused) and answer.reason != "suspended":
+            left = answer.balance - answer.held
+            if left > 0:
+                return await self._holds.extend(call.event_id, call.grant + left)
+        return answer

@@ -5,7 +5,7 @@ No label names an account or a key, and no label's value comes from a client.
 """
 
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final, Protocol
 
 from prometheus_client import CollectorRegistry
@@ -19,6 +19,8 @@ from prometheus_client.metrics_core import (
 from prometheus_client.registry import Collector
 
 from billing.context import BillingContext
+from billing.settlement.delivery import BrokerFigures
+from billing.settlement.reconcile import Report
 from llm_gateway import clock
 from llm_gateway.verdict import Verdict
 
@@ -122,6 +124,12 @@ class Metrics(Collector):
         self._seconds = _Times(
             "llm_gateway_call_seconds", "From the request's head to the call's end", CALL_SECONDS
         )
+        self.brokers: list[Callable[[], BrokerFigures]] = []  # one for each delivery
+        self._violations: dict[str, int] = {}  # by check, as of its last run
+        self._reconciled_at = 0.0
+        self._check_failures = _Counter(
+            "llm_gateway_reconcile_failures", "Checks that could not be run", ("check",)
+        )
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
 
@@ -142,6 +150,15 @@ class Metrics(Collector):
         if call.verdict is not None and call.context is not None and not call.verdict.cancelled:
             self._quality.add(call.context.provider, call.verdict.quality)
 
+    def reconciled(self, report: Report) -> None:
+        """The invariants were checked; one that was skipped keeps its last figure."""
+        for finding in report.findings:
+            if finding.error:
+                self._check_failures.add(finding.check)
+            elif not finding.skipped:
+                self._violations[finding.check] = finding.count
+        self._reconciled_at = report.at / 1000
+
     def render(self) -> str:
         """Everything in Prometheus' text format; CONTENT_TYPE is its type."""
         return generate_latest(self._registry).decode()
@@ -154,6 +171,9 @@ class Metrics(Collector):
         yield self._quality.family()
         yield self._first_token.family()
         yield self._seconds.family()
+        yield self._check_failures.family()
+        yield from self._reconciliation()
+        yield from _broker_families([figures() for figures in self.brokers])
         for name, text, value in (
             ("open_streams", "Streamed answers now running", self.open_streams),
             ("held_micro_credits", "Credit held for running calls", self.held_micro_credits),
@@ -163,3 +183,38 @@ class Metrics(Collector):
             ("spool_bytes", "Charges kept in files while the database was away", self.spool_bytes),
         ):
             yield GaugeMetricFamily(f"llm_gateway_{name}", text, value=value)
+
+    def _reconciliation(self) -> Iterator[Metric]:
+        """Nothing where this process has not checked anything."""
+        if not self._reconciled_at:
+            return
+        violations = GaugeMetricFamily(
+            "llm_gateway_invariant_violations",
+            "Where an invariant does not hold",
+            labels=("check",),
+        )
+        for check, count in list(self._violations.items()):
+            violations.add_metric((check,), count)
+        yield violations
+        yield GaugeMetricFamily(
+            "llm_gateway_reconciled_timestamp_seconds",
+            "When the invariants were last checked here",
+            value=self._reconciled_at,
+        )
+
+
+def _broker_families(all_figures: Sequence[BrokerFigures]) -> Iterator[Metric]:
+    if not all_figures:
+        return
+    up = all(figures.up for figures in all_figures)
+    yield GaugeMetricFamily("llm_gateway_broker_up", "1: the broker is connected", value=int(up))
+    for name, text in (
+        ("outages", "Times that the broker was lost"),
+        ("published", "Charges sent over the broker, repeats included"),
+        ("failures", "Rounds that broker or database failed"),
+        ("unreadable", "Messages that went into quarantine"),
+        ("settled_overdue", "Charges settled without a message"),
+        ("untold", "Settled charges that no message told of"),
+    ):
+        count = sum(getattr(figures, name) for figures in all_figures)
+        yield CounterMetricFamily(f"llm_gateway_broker_{name}", text, value=count)

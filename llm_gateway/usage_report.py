@@ -1,6 +1,7 @@
 """Pure: the shapes in which OpenAI-compatible providers report usage, read into one."""
 
 import json
+import re
 from typing import Final
 
 import msgspec
@@ -9,6 +10,8 @@ from llm_gateway.chunks import choices_of
 from pricing_rules.usage import TOKENS_MAX, ReportedUsage, Usage
 
 RAW_USAGE_BYTES_MAX: Final = 16 * 1024
+_DEPTH_MAX: Final = 8  # of a usage object; no provider nests more than two
+_NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _NONSENSE: Final = -1  # a count of no sensible type: `normalise` finds it implausible
 
 
@@ -38,10 +41,10 @@ class UsageReader:
 
     @property
     def raw(self) -> bytes:
-        """The last usage object that said something new, as JSON."""
+        """The last usage object that said something new, as JSON: its numbers, and no text."""
         if self._raw is None:
             return b""
-        raw = _encode(self._raw)
+        raw = _encode(_numbers(self._raw))
         return raw if len(raw) <= RAW_USAGE_BYTES_MAX else b""
 
     def read(self, chunk: dict[object, object]) -> None:
@@ -229,6 +232,21 @@ def _details(usage: dict[object, object], *names: str) -> dict[object, object]:
         if isinstance(found := usage.get(name), dict):
             return found
     return {}
+
+
+def _numbers(value: object, depth: int = 0) -> object:
+    """A usage object without its strings: whatever a provider puts there, it may be text of the call."""
+    if depth > _DEPTH_MAX:
+        return None
+    if isinstance(value, dict):
+        return {
+            name: _numbers(part, depth + 1)
+            for name, part in value.items()
+            if isinstance(name, str) and _NAME.fullmatch(name) and not isinstance(part, str)
+        }
+    if isinstance(value, list):
+        return [_numbers(part, depth + 1) for part in value if not isinstance(part, str)]
+    return value if isinstance(value, int | float) else None
 
 
 def _encode(value: object) -> bytes:

@@ -18,12 +18,14 @@ from typing import Literal
 import msgspec
 
 from billing.events import UsageQuality, UsageSource
+from billing.ledger import AMOUNT_MAX
 from llm_gateway.tokens import Count
 from pricing_rules.book import Rule
 from pricing_rules.price import price
 from pricing_rules.usage import Implausible, ReportedUsage, Usage, normalise
 
-SUSPICIOUS_FACTOR = 2  # a cost over this many times the hold is not believed (DESIGN 3)
+SUSPICIOUS_FACTOR = 2  # a cost over this many times the hold, and what was seen, is not believed
+_COUNT_SLACK = 16  # tokens by which our own count of a short answer may be off
 
 
 class Ending(StrEnum):
@@ -82,31 +84,42 @@ def judge(
     grant: int,
     count_input: Callable[[], Count],
     policy: Policy,
+    lent: int = 0,
 ) -> Verdict:
-    """The charge for an answer. `grant`: micro-credits held; `count_input`: our count of the input."""
+    """The charge for an answer. `grant`: micro-credits held; `count_input`: our count of the input.
+
+    `lent`: micro-credits by which the scene let the answer go beyond its hold.
+    """
+    most = grant + lent
     reason = "" if answer.ending is Ending.WHOLE else str(answer.ending)
     if answer.reported is not None:
         usage = normalise(answer.reported)
-        doubt = _doubt(answer, usage, rule, grant)
+        source = UsageSource.PROVIDER
+        whole = answer.ending is Ending.WHOLE
+        cap = AMOUNT_MAX
+        if not whole and isinstance(usage, Usage) and (missing := _missing_output(answer, usage)):
+            cap = max(most, price(rule, usage))  # what we count ourselves stays within the hold
+            usage = msgspec.structs.replace(usage, output=usage.output + missing)
+            source = count_input().source
+        doubt = _doubt(answer, usage, rule, grant, count_input)
         if not doubt and isinstance(usage, Usage):
-            whole = answer.ending is Ending.WHOLE
             return Verdict(
                 usage=usage,
                 quality=UsageQuality.EXACT if whole else UsageQuality.PARTIAL,
-                source=UsageSource.PROVIDER,
-                amount=price(rule, usage),
+                source=source,
+                amount=min(price(rule, usage), cap),
                 raw_usage=answer.raw_usage,
                 reason=reason,
             )
-        verdict = _estimate(answer, rule, grant, count_input, UsageQuality.SUSPICIOUS, doubt)
+        verdict = _estimate(answer, rule, most, count_input, UsageQuality.SUSPICIOUS, doubt)
         return msgspec.structs.replace(verdict, raw_usage=answer.raw_usage)
     if answer.ending is not Ending.WHOLE:
-        return _estimate(answer, rule, grant, count_input, UsageQuality.PARTIAL, reason)
+        return _estimate(answer, rule, most, count_input, UsageQuality.PARTIAL, reason)
     if not answer.has_content:
         if policy.empty_answer == "free":
             return nothing("empty")
-        return _estimate(answer, rule, grant, count_input, UsageQuality.ESTIMATED, "empty")
-    verdict = _estimate(answer, rule, grant, count_input, UsageQuality.ESTIMATED, "no_usage")
+        return _estimate(answer, rule, most, count_input, UsageQuality.ESTIMATED, "empty")
+    verdict = _estimate(answer, rule, most, count_input, UsageQuality.ESTIMATED, "no_usage")
     if policy.no_usage == "ceiling":
         return msgspec.structs.replace(
             verdict, quality=UsageQuality.MISSING, source=UsageSource.HOLD, amount=grant
@@ -126,32 +139,55 @@ def nothing(reason: str) -> Verdict:
     )
 
 
-def _doubt(answer: Answer, usage: Usage | Implausible, rule: Rule, grant: int) -> str:
+def _missing_output(answer: Answer, usage: Usage) -> int:
+    """Output tokens that came after the last report of an answer that broke off; 0 if hardly any.
+
+    Some providers report first and last, some with every chunk. Our count is not exact, so a small
+    difference is no sign that anything is missing.
+    """
+    told = usage.total_output
+    delivered = answer.delivered()
+    return delivered - told if delivered > 2 * told + (_COUNT_SLACK if told else 0) else 0
+
+
+def _doubt(
+    answer: Answer,
+    usage: Usage | Implausible,
+    rule: Rule,
+    grant: int,
+    count_input: Callable[[], Count],
+) -> str:
     """Why a report is not believed; empty if it is."""
     if isinstance(usage, Implausible):
         return usage.reason
     if answer.all_zero and answer.has_content:
         return "all counts are 0 on an answer with content"
-    if price(rule, usage) > SUSPICIOUS_FACTOR * grant:
-        return f"it costs over {SUSPICIOUS_FACTOR} times the hold"
+    if answer.has_content and not usage.total_output:
+        return "no output is reported of an answer with content"
+    cost = price(rule, usage)
+    if cost > SUSPICIOUS_FACTOR * grant:
+        # A hold can also be too small: if what we saw pass costs about as much, it is no mistake.
+        seen = Usage(input=count_input().tokens, output=answer.delivered())
+        if cost > SUSPICIOUS_FACTOR * price(rule, seen):
+            return f"it costs over {SUSPICIOUS_FACTOR} times the hold"
     return ""
 
 
 def _estimate(
     answer: Answer,
     rule: Rule,
-    grant: int,
+    most: int,
     count_input: Callable[[], Count],
     quality: UsageQuality,
     reason: str,
 ) -> Verdict:
-    """A charge by our own count; never more than was held."""
+    """A charge by our own count; never more than was held, and lent beyond it."""
     count = count_input()
     usage = Usage(input=count.tokens, output=answer.delivered())
     return Verdict(
         usage=usage,
         quality=quality,
         source=count.source,
-        amount=min(price(rule, usage), grant),
+        amount=min(price(rule, usage), most),
         reason=reason,
     )

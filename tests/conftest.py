@@ -2,8 +2,33 @@
 
 import os
 
-from hypothesis import settings
+from hypothesis import HealthCheck, Phase, settings
+
+from tests.support.redis_server import own_redis, redis, shared_redis
+from tests.support.services import durable_postgres, postgres, postgres_url
 
 settings.register_profile("ci", derandomize=True, deadline=None, print_blob=True)
 settings.register_profile("dev", deadline=None, print_blob=True)
-settings.load_profile("ci" if os.environ.get("CI") else "dev")
+# A mutant is to be caught, not explained: no shrinking. mutmut runs the tests more than once in a
+# process, which Hypothesis takes for other executors.
+settings.register_profile(
+    "mutation",
+    derandomize=True,
+    deadline=None,
+    database=None,
+    phases=(Phase.explicit, Phase.generate),
+    suppress_health_check=[HealthCheck.differing_executors],
+)
+if "MUTANT_UNDER_TEST" in os.environ:
+    settings.load_profile("mutation")
+else:
+    settings.load_profile("ci" if os.environ.get("CI") else "dev")
+
+__all__ = [  # fixtures
+    "durable_postgres",
+    "own_redis",
+    "postgres",
+    "postgres_url",
+    "redis",
+    "shared_redis",
+]

@@ -6,7 +6,7 @@ from typing import Protocol
 import msgspec
 
 from billing.events import Finish
-from billing.holds import Granted, HoldBeat, HoldRequest, Refused
+from billing.holds import Applied, Granted, HoldBeat, HoldRequest, Refused
 from billing.ledger import Entry, EventConflict, PostResult
 
 
@@ -29,6 +29,7 @@ class SettleReport(msgspec.Struct, frozen=True, kw_only=True):
     quarantined: int
     remaining: bool  # at least one more row waits
     oldest_at: int | None  # when about the oldest waiting row was written; None: nothing waits
+    applied: tuple[Applied, ...] = ()  # by account, what holds elsewhere must be told of
 
 
 class HotDatabase(Protocol):

@@ -1,16 +1,22 @@
 """Bring a database to the newest schema; also tells which schema it has."""
 
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import create_engine
-from sqlalchemy.engine import make_url
+from sqlalchemy import Connection
+from sqlalchemy.pool import NullPool
 
 import billing
-from billing.db.session import sqlite_path
+from billing.db.session import async_engine, sqlite_path
+
+T = TypeVar("T")
 
 
 def scripts() -> Path:
@@ -42,12 +48,9 @@ def current(url: str) -> str | None:
     path = sqlite_path(url)
     if path is not None and not path.exists():
         return None
-    engine = create_engine(sync_url(url))
-    try:
-        with engine.connect() as connection:
-            return MigrationContext.configure(connection).get_current_revision()
-    finally:
-        engine.dispose()
+    return run_sync(
+        url, lambda connection: MigrationContext.configure(connection).get_current_revision()
+    )
 
 
 def head() -> str:
@@ -57,15 +60,26 @@ def head() -> str:
     return revision
 
 
-def sync_url(url: str) -> str:
-    """The same database through a driver without asyncio, for Alembic."""
-    parsed = make_url(url)
-    driver = {"sqlite": "sqlite", "postgresql": "postgresql+psycopg"}[parsed.get_backend_name()]
-    return parsed.set(drivername=driver).render_as_string(hide_password=False)
+def run_sync(url: str, work: Callable[[Connection], T]) -> T:
+    """Do `work` on a connection of its own; blocks, also where an event loop runs already.
+
+    Both drivers are asyncio's, so it has a loop of its own, in a thread of its own.
+    """
+
+    async def run() -> T:
+        engine = async_engine(url, poolclass=NullPool)
+        try:
+            async with engine.connect() as connection:
+                return await connection.run_sync(work)
+        finally:
+            await engine.dispose()
+
+    with ThreadPoolExecutor(1, thread_name_prefix="migration") as thread:
+        return thread.submit(lambda: asyncio.run(run())).result()
 
 
 def _config(url: str) -> Config:
     config = Config()
     config.set_main_option("script_location", str(scripts()).replace("%", "%%"))
-    config.attributes["url"] = sync_url(url)
+    config.attributes["url"] = url
     return config

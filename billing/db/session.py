@@ -1,4 +1,4 @@
-"""Connections for all that is not hot: SQLAlchemy on aiosqlite, one transaction per `read` or `write`."""
+"""Connections for all that is not hot: SQLAlchemy, one transaction per `read` or `write`."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -7,9 +7,19 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, event
 from sqlalchemy.engine import make_url
-from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from billing.db.postgres_url import connect, is_postgres
 
 BUSY_SECONDS: Final = 5  # how long a statement waits for another writer's lock
+
+# Of a session on PostgreSQL; whoever needs longer says SET LOCAL.
+_SETTINGS: Final = {
+    "lock_timeout": f"{BUSY_SECONDS}s",
+    "statement_timeout": "30s",
+    "idle_in_transaction_session_timeout": "60s",
+}
+_READ: Final = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
 
 
 def sqlite_path(url: str) -> Path | None:
@@ -40,20 +50,36 @@ def on_begin(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
 
 
+def async_engine(url: str, **options: Any) -> AsyncEngine:  # noqa: ANN401 - create_engine's own
+    """An engine for a SQLite file or a PostgreSQL, with the settings that all our sessions have."""
+    if is_postgres(url):
+        # Our own connect: the dialect's does not know the TLS options of an address.
+        options["connect_args"] = {"async_creator_fn": lambda: connect(url, _SETTINGS)}
+        return create_async_engine("postgresql+asyncpg://", **options)
+    engine = create_async_engine(url, **options)
+    if engine.dialect.name == "sqlite":
+        event.listen(engine.sync_engine, "connect", on_connect)
+        event.listen(engine.sync_engine, "begin", on_begin)
+    return engine
+
+
 class Database:
     """The database for reads and for an admin's acts."""
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self._engine = create_async_engine(url)
-        if self._engine.dialect.name == "sqlite":
-            event.listen(self._engine.sync_engine, "connect", on_connect)
-            event.listen(self._engine.sync_engine, "begin", on_begin)
+        if is_postgres(url):
+            # A pooled connection may have died with the server it led to.
+            self._engine = async_engine(url, pool_pre_ping=True, pool_timeout=BUSY_SECONDS)
+        else:
+            self._engine = async_engine(url)
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
         """One consistent view of the database; nothing that is written in it stays."""
         async with self._engine.connect() as connection:
+            if self._engine.dialect.name == "postgresql":
+                connection = await connection.execution_options(**_READ)  # noqa: PLW2901
             yield connection
 
     @asynccontextmanager
@@ -63,6 +89,19 @@ class Database:
             connection = await plain.execution_options(write_transaction=True)
             async with connection.begin():
                 yield connection
+
+    @asynccontextmanager
+    async def session(self) -> AsyncIterator[AsyncConnection]:
+        """A connection to keep, outside of any transaction: for what lasts as long as it does.
+
+        It is closed at the end, never given to somebody else.
+        """
+        async with self._engine.connect() as plain:
+            connection = await plain.execution_options(isolation_level="AUTOCOMMIT")
+            try:
+                yield connection
+            finally:
+                await connection.invalidate()
 
     async def dispose(self) -> None:
         """Close every connection."""

@@ -8,7 +8,7 @@ import asyncio
 import sqlite3
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from enum import IntEnum
 from functools import partial
@@ -16,8 +16,10 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, Final
 
-from billing.db import sqlite_sql
+from billing.db import sqlite_outbox, sqlite_sql
 from billing.db.hot import DatabaseUnavailableError, SettleReport
+from billing.db.outbox import EventKey, SettledKeys, StrayMessage, WaitingEvent
+from billing.db.rows import quarantine_row
 from billing.events import Finish, Revision
 from billing.failpoints import reach
 from billing.holds import Granted, HoldBeat, HoldRequest, Refused
@@ -47,6 +49,11 @@ class _Kind(IntEnum):
     RECORD = 0
     RESERVE = 1
     OTHER = 2
+    GUARD = 3  # of the holds alone, like RESERVE
+
+
+_OF_HOLDS: Final = (_Kind.RESERVE, _Kind.GUARD)
+_FUNCTIONS: Final = (_Kind.OTHER, _Kind.GUARD)
 
 
 class _Operation:
@@ -68,11 +75,15 @@ class _Operation:
 class SqliteHotDatabase:
     """The HotDatabase port on one SQLite file that this process alone serves.
 
-    `clock` gives milliseconds since the epoch. The file must be migrated already.
+    `clock` gives milliseconds since the epoch. The file must be migrated already. Without
+    `holds_here` holds live elsewhere: charges, cancellations and settlement touch none.
     """
 
-    def __init__(self, path: Path | str, *, clock: Callable[[], int]) -> None:
+    def __init__(
+        self, path: Path | str, *, clock: Callable[[], int], holds_here: bool = True
+    ) -> None:
         self._path = str(path)
+        self._holds_here = holds_here
         self._clock = clock
         self._queue: SimpleQueue[list[_Operation] | None] = SimpleQueue()
         self._tick: list[_Operation] = []  # asked during this tick of the loop
@@ -81,6 +92,7 @@ class SqliteHotDatabase:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._connection: sqlite3.Connection | None = None
+        self._syncs = True  # each transaction waits for the disk
 
     async def start(self) -> None:
         """Start the writer; raises DatabaseUnavailableError if the file cannot be opened."""
@@ -113,21 +125,24 @@ class SqliteHotDatabase:
         assert finish.cancelled, "only a finish that says so cancels"
         assert event.amount == 0, "a cancelled call costs nothing"
         assert event.revision == Revision.FINAL, "only the owner cancels"
-        return self._submit(_Kind.OTHER, partial(_cancel, finish))
+        return self._submit(_Kind.OTHER, partial(_cancel, finish, holds_here=self._holds_here))
 
     def extend(self, hold_id: str, new_total: int) -> "asyncio.Future[Granted | Refused]":
         return self._submit(
-            _Kind.OTHER, lambda connection, _now: sqlite_sql.extend(connection, hold_id, new_total)
+            _Kind.GUARD, lambda connection, _now: sqlite_sql.extend(connection, hold_id, new_total)
         )
 
     def heartbeat(self, beats: list[HoldBeat]) -> "asyncio.Future[None]":
         return self._submit(
-            _Kind.OTHER, lambda connection, _now: sqlite_sql.heartbeat(connection, beats)
+            _Kind.GUARD, lambda connection, _now: sqlite_sql.heartbeat(connection, beats)
         )
 
     def settle_pending(self, limit: int) -> "asyncio.Future[SettleReport]":
         return self._submit(
-            _Kind.OTHER, lambda connection, now: sqlite_sql.settle(connection, limit, now)
+            _Kind.OTHER,
+            lambda connection, now: sqlite_sql.settle(
+                connection, limit, now, holds_here=self._holds_here
+            ),
         )
 
     def post(self, entries: list[Entry]) -> "asyncio.Future[list[PostResult]]":
@@ -144,8 +159,47 @@ class SqliteHotDatabase:
         return self._submit(
             _Kind.OTHER,
             lambda connection, now: sqlite_sql.set_aside(
-                connection, sqlite_sql.quarantine_row(finish, origin, reason, now)
+                connection, quarantine_row(finish, origin, reason, now)
             ),
+        )
+
+    # --- the port OutboxDatabase ---
+
+    def claim_unpublished(
+        self, limit: int, *, sent_before: int
+    ) -> "asyncio.Future[list[WaitingEvent]]":
+        return self._submit(
+            _Kind.OTHER,
+            lambda connection, now: sqlite_outbox.claim_unpublished(
+                connection, limit, sent_before, now
+            ),
+        )
+
+    def unclaim(self, keys: Sequence[EventKey]) -> "asyncio.Future[None]":
+        return self._submit(
+            _Kind.OTHER, lambda connection, _now: sqlite_outbox.unclaim(connection, keys)
+        )
+
+    def settle_keys(self, keys: Sequence[EventKey]) -> "asyncio.Future[SettledKeys]":
+        return self._submit(
+            _Kind.OTHER,
+            lambda connection, now: sqlite_outbox.settle_keys(
+                connection, keys, now, holds_here=self._holds_here
+            ),
+        )
+
+    def settle_overdue(self, limit: int, *, created_before: int) -> "asyncio.Future[SettledKeys]":
+        return self._submit(
+            _Kind.OTHER,
+            lambda connection, now: sqlite_outbox.settle_overdue(
+                connection, limit, created_before, now, holds_here=self._holds_here
+            ),
+        )
+
+    def set_aside_messages(self, messages: Sequence[StrayMessage]) -> "asyncio.Future[None]":
+        return self._submit(
+            _Kind.OTHER,
+            lambda connection, now: sqlite_outbox.set_aside_messages(connection, messages, now),
         )
 
     def ping(self) -> "asyncio.Future[None]":
@@ -256,6 +310,7 @@ class SqliteHotDatabase:
         run: Callable[[sqlite3.Connection, list[_Operation], int], None],
     ) -> None:
         connection = self._connection or self._connect()
+        self._set_sync(connection, durable=any(op.kind not in _OF_HOLDS for op in operations))
         connection.execute("BEGIN IMMEDIATE")
         try:
             run(connection, operations, self._clock())
@@ -266,6 +321,18 @@ class SqliteHotDatabase:
                 connection.execute("ROLLBACK")
             raise
         reach("turn_committed")
+
+    def _set_sync(self, connection: sqlite3.Connection, *, durable: bool) -> None:
+        """Wait for the disk only where somebody was promised that what he wrote will outlast it.
+
+        A hold guards against what runs on this machine, and ends with it: what a power cut takes
+        back here is evidence of calls whose last seconds nobody has seen. Every charge, which is
+        promised to be durable, syncs all that was written before it.
+        https://sqlite.org/pragma.html#pragma_synchronous: in WAL mode NORMAL stays consistent.
+        """
+        if durable is not self._syncs:
+            connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+            self._syncs = durable
 
     def _connect(self) -> sqlite3.Connection:
         # mode=rw: a file that is gone must not come back empty.
@@ -279,6 +346,7 @@ class SqliteHotDatabase:
         for pragma in _PRAGMAS:
             connection.execute(f"PRAGMA {pragma}")
         self._connection = connection
+        self._syncs = True
         return connection
 
     def _disconnect(self) -> None:
@@ -301,7 +369,7 @@ def _run_together(connection: sqlite3.Connection, operations: list[_Operation], 
         for operation, granted in zip(reserves, grants, strict=True):
             operation.outcome = granted
     for operation in operations:
-        if operation.kind is _Kind.OTHER:
+        if operation.kind in _FUNCTIONS:
             operation.outcome = operation.argument(connection, now)
 
 
@@ -324,12 +392,14 @@ def _run_one(connection: sqlite3.Connection, operation: _Operation, now: int) ->
             return sqlite_sql.record_all(connection, [operation.argument], now, careful=True)[0]
         case _Kind.RESERVE:
             return sqlite_sql.reserve_all(connection, [operation.argument], careful=True)[0]
-        case _Kind.OTHER:
+        case _Kind.OTHER | _Kind.GUARD:
             return operation.argument(connection, now)
 
 
-def _cancel(finish: Finish, connection: sqlite3.Connection, now: int) -> object:
-    return sqlite_sql.cancel(connection, finish, now)
+def _cancel(
+    finish: Finish, connection: sqlite3.Connection, now: int, *, holds_here: bool
+) -> object:
+    return sqlite_sql.cancel(connection, finish, now, holds_here=holds_here)
 
 
 def _release(hold_id: str, connection: sqlite3.Connection, _now: int) -> None:

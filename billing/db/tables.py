@@ -30,6 +30,9 @@ metadata = MetaData(
     }
 )
 
+# Ids sort by their bytes, whatever the language of the server: UUIDv7 so by time.
+_ID: Final = Text().with_variant(Text(collation="C"), "postgresql")
+
 # SQLite only makes an INTEGER primary key its row id; PostgreSQL gets a BIGINT identity.
 _ROW_ID: Final = BigInteger().with_variant(Integer(), "sqlite")
 
@@ -53,7 +56,7 @@ def _tokens(name: str) -> Column[int]:
 accounts = Table(
     "accounts",
     metadata,
-    Column("account", Text, primary_key=True),
+    Column("account", _ID, primary_key=True),
     _words("name"),
     _words("note"),
     _amount("balance"),
@@ -68,7 +71,7 @@ accounts = Table(
     Column("suspended", Boolean, nullable=False, server_default=false()),
     _words("suspended_reason"),
     Column("guard_epoch", BigInteger, nullable=False, server_default=text("0")),
-    Column("last_ledger_event_id", Text),
+    Column("last_ledger_event_id", _ID),
     _at("created_at"),
     _at("updated_at"),
     CheckConstraint(f"length(account) BETWEEN 1 AND {ACCOUNT_ID_LENGTH_MAX}", name="account"),
@@ -85,8 +88,8 @@ accounts = Table(
 ledger_entries = Table(
     "ledger_entries",
     metadata,
-    Column("event_id", Text, primary_key=True),
-    Column("account", Text, nullable=False),
+    Column("event_id", _ID, primary_key=True),
+    Column("account", _ID, nullable=False),
     Column("account_seq", BigInteger),  # NULL: recorded while the account had no row
     Column("source", Text, nullable=False),
     _words("source_label"),
@@ -100,7 +103,7 @@ ledger_entries = Table(
     Column("balance_before", BigInteger, nullable=False),
     Column("balance_after", BigInteger, nullable=False),
     Column("payload_hash", Text, nullable=False),
-    Column("usage_event_id", Text),  # the call that a charge belongs to
+    Column("usage_event_id", _ID),  # the call that a charge belongs to
     Column("usage_revision", Integer),  # 1 a sweeper's estimate, 2 the owner's final
     _at("created_at"),  # as the entry says
     _at("posted_at"),  # when it was written
@@ -128,10 +131,10 @@ ledger_entries = Table(
 usage = Table(
     "usage",
     metadata,
-    Column("event_id", Text, nullable=False),
+    Column("event_id", _ID, nullable=False),
     Column("revision", Integer, nullable=False),
     Column("cancelled", Boolean, nullable=False, server_default=false()),
-    Column("account", Text, nullable=False),
+    Column("account", _ID, nullable=False),
     Column("key_id", Text, nullable=False),
     _words("app"),
     Column("scene", Text, nullable=False),
@@ -166,16 +169,17 @@ usage = Table(
     CheckConstraint("amount >= 0", name="amount"),
     CheckConstraint("revision IN (1, 2)", name="revision"),
     CheckConstraint("NOT cancelled OR (amount = 0 AND revision = 2)", name="cancelled"),
+    postgresql_partition_by="RANGE (event_id)",  # by month; see billing.db.partitions
 )
 
 # What the ledger worker has yet to post; only the settling transaction deletes a row.
 outbox = Table(
     "outbox",
     metadata,
-    Column("event_id", Text, nullable=False),
+    Column("event_id", _ID, nullable=False),
     Column("revision", Integer, nullable=False),
     Column("cancelled", Boolean, nullable=False, server_default=false()),
-    Column("account", Text, nullable=False),
+    Column("account", _ID, nullable=False),
     Column("payload", LargeBinary, nullable=False),  # the charge event, as JSON
     Column("payload_hash", Text, nullable=False),
     Column("attempts", Integer, nullable=False, server_default=text("0")),
@@ -190,8 +194,8 @@ outbox = Table(
 holds = Table(
     "holds",
     metadata,
-    Column("hold_id", Text, primary_key=True),
-    Column("account", Text, nullable=False),
+    Column("hold_id", _ID, primary_key=True),
+    Column("account", _ID, nullable=False),
     Column("amount", BigInteger, nullable=False),
     _amount("progress"),
     Column("state", Text, nullable=False, server_default="live"),  # or "residual"
@@ -208,9 +212,9 @@ quarantine = Table(
     "quarantine",
     metadata,
     Column("id", _ROW_ID, primary_key=True),
-    Column("event_id", Text, nullable=False),
+    Column("event_id", _ID, nullable=False),
     Column("revision", Integer, nullable=False),
-    Column("account", Text, nullable=False),
+    Column("account", _ID, nullable=False),
     Column("origin", Text, nullable=False),  # "outbox", "spool" or "hold"
     Column("reason", Text, nullable=False),
     Column("payload", LargeBinary, nullable=False),
@@ -252,7 +256,7 @@ api_keys = Table(
     Column("kind", Text, nullable=False),
     Column("sha256", Text, nullable=False, unique=True),
     Column("prefix", Text, nullable=False),
-    Column("account", Text),
+    Column("account", _ID),
     _words("app"),
     Column("accounts", Text),  # JSON array; NULL: any account
     _words("default_scene"),
@@ -277,6 +281,33 @@ admin_audit = Table(
     Column("detail_json", Text, nullable=False, server_default="{}"),
 )
 
+# Derived: the calls in the ledger by the hour in which they began, kept by the settling transaction.
+# Wiped, it can be made again from usage and ledger (billing.settlement.reconcile).
+usage_hourly = Table(
+    "usage_hourly",
+    metadata,
+    Column("account", Text, nullable=False),
+    _at("hour_at"),  # the hour's first millisecond
+    Column("key_id", Text, nullable=False),
+    Column("app", Text, nullable=False),
+    Column("scene", Text, nullable=False),
+    Column("provider", Text, nullable=False),
+    Column("model", Text, nullable=False),  # as sent to the provider
+    _tokens("input"),
+    _tokens("cached_input"),
+    _tokens("cache_write_5m"),
+    _tokens("cache_write_1h"),
+    _tokens("audio_input"),
+    _tokens("image_input"),
+    _tokens("output"),
+    _tokens("reasoning"),
+    _tokens("audio_output"),
+    _amount("amount"),
+    Column("calls", BigInteger, nullable=False, server_default=text("0")),
+    PrimaryKeyConstraint("account", "hour_at", "key_id", "app", "scene", "provider", "model"),
+    sqlite_with_rowid=False,
+)
+
 # Which processes serve this database; read by whoever sweeps the holds of dead ones.
 processes = Table(
     "processes",
@@ -287,6 +318,8 @@ processes = Table(
     _at("started_at"),
     _at("heartbeat_at"),
     Column("heartbeats", BigInteger, nullable=False, server_default=text("0")),
+    # How far the process has followed a recovery of Redis: billing.holds.ledger_view.step.
+    Column("guard_step", BigInteger, nullable=False, server_default=text("0")),
     Column("ended_at", BigInteger),
 )
 
@@ -312,4 +345,24 @@ def append_only_triggers(table: str) -> list[str]:
         f"CREATE TRIGGER {table}_no_{verb.lower()} BEFORE {verb} ON {table} "
         f"BEGIN SELECT RAISE(ABORT, '{table} is append-only'); END"
         for verb in ("UPDATE", "DELETE")
+    ]
+
+
+# An exception of this class reads as what it is: a constraint that was about to be broken.
+REFUSE_CHANGE: Final = """
+CREATE FUNCTION refuse_change() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    RAISE EXCEPTION '% is append-only', TG_TABLE_NAME
+        USING ERRCODE = 'integrity_constraint_violation';
+END $$
+"""
+
+
+def append_only_triggers_on_postgres(table: str) -> list[str]:
+    """PostgreSQL's; those for rows hold for partitions too, that for TRUNCATE does not."""
+    return [
+        f"CREATE TRIGGER {table}_no_{verb.lower()} BEFORE {verb} ON {table}"
+        f" FOR EACH {'STATEMENT' if verb == 'TRUNCATE' else 'ROW'}"
+        " EXECUTE FUNCTION refuse_change()"
+        for verb in ("UPDATE", "DELETE", "TRUNCATE")
     ]

@@ -1,5 +1,6 @@
 """Holds: credit set aside for a call before it is forwarded; the port that every hold store implements."""
 
+from collections.abc import Sequence
 from typing import Literal, Protocol
 
 import msgspec
@@ -42,6 +43,19 @@ class HoldBeat(msgspec.Struct, frozen=True):
     progress: int
 
 
+class Applied(msgspec.Struct, frozen=True, kw_only=True):
+    """What a settlement did to an account, for a store whose holds live outside of the database.
+
+    `balance` at `seq` contains the charges of all ids named here, those posted before included.
+    """
+
+    account: str
+    balance: int  # micro-credits
+    seq: int
+    final_ids: tuple[str, ...]  # holds to drop
+    estimates: tuple[tuple[str, int], ...]  # holds to lower: id, and what stays held of it
+
+
 class GuardUnavailableError(Exception):
     """The hold store did not answer; nobody was admitted and nobody pays."""
 
@@ -49,8 +63,16 @@ class GuardUnavailableError(Exception):
 class HoldStore(Protocol):
     """Where holds live. Every method is idempotent by hold id.
 
-    All raise GuardUnavailableError when the store cannot be reached.
+    All but `start` and `close` raise GuardUnavailableError when the store cannot be reached.
     """
+
+    async def start(self) -> None:
+        """Begin to serve; that the store is away for now is no hindrance."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of what is kept open; the holds stay."""
+        ...
 
     async def reserve(self, request: HoldRequest) -> Granted | Refused:
         """Grant min(wanted, balance - held) if that is at least the minimum."""
@@ -66,4 +88,15 @@ class HoldStore(Protocol):
 
     async def cancel(self, finish: Finish) -> None:
         """The owner decided that nothing is charged: note it (revision 2, amount 0), drop the hold."""
+        ...
+
+    async def apply(self, applied: Sequence[Applied]) -> None:
+        """The word of a settlement, after its commit; balances only if newer, ids always."""
+        ...
+
+    async def resend(self) -> int:
+        """Apply what was lost on its way, for holds older than five seconds; how many are done with.
+
+        Part of the protocol: whoever settles calls it every five seconds.
+        """
         ...

@@ -1,8 +1,11 @@
 """Holds kept in the database that also keeps the ledger: strict, and in need of no other service."""
 
+from collections.abc import Sequence
+
 from billing.db.hot import DatabaseUnavailableError, HotDatabase
 from billing.events import Finish
 from billing.holds import (
+    Applied,
     Granted,
     GuardUnavailableError,
     HoldBeat,
@@ -16,6 +19,12 @@ class DatabaseHoldStore:
 
     def __init__(self, hot: HotDatabase) -> None:
         self._hot = hot
+
+    async def start(self) -> None:
+        """Nothing to do: whoever made the database starts it."""
+
+    async def close(self) -> None:
+        """Nothing to do: whoever made the database closes it."""
 
     async def reserve(self, request: HoldRequest) -> Granted | Refused:
         try:
@@ -40,3 +49,10 @@ class DatabaseHoldStore:
             await self._hot.cancel(finish)
         except DatabaseUnavailableError as error:
             raise GuardUnavailableError(str(error)) from error
+
+    async def apply(self, applied: Sequence[Applied]) -> None:
+        """Nothing to do: settlement lowered the holds in its own transaction."""
+
+    async def resend(self) -> int:
+        """Nothing to do: what settlement commits cannot be lost on its way."""
+        return 0

@@ -10,7 +10,7 @@ from typing import Final
 from billing.db.hot import DatabaseUnavailableError, EventConflictError, HotDatabase
 from billing.events import Finish
 from billing.failpoints import reach
-from billing.settlement.spool import Spool, SpoolError
+from billing.settlement.spool import Spool, SpoolError, nobody
 
 PROBE_SECONDS: Final = 0.5
 _REPLAY_GROUP: Final = 64
@@ -23,16 +23,29 @@ class NotDurableError(Exception):
 
 
 class Outbox:
-    """`write` returns when the event is durable; `on_written` then wakes the ledger worker."""
+    """`write` returns when the event is durable; `on_written` then wakes the ledger worker.
+
+    `on_recorded` is told of each event once it stands in the database; what is spooled comes when
+    it is replayed, and what went into quarantine never.
+    """
 
     def __init__(
-        self, hot: HotDatabase, spool: Spool, *, on_written: Callable[[], None] = lambda: None
+        self,
+        hot: HotDatabase,
+        spool: Spool,
+        *,
+        on_written: Callable[[], None] = lambda: None,
+        on_recorded: Callable[[Finish], None] = lambda _: None,
     ) -> None:
         self._hot = hot
         self._spool = spool
         self._on_written = on_written
+        self._on_recorded = on_recorded
         self._away = asyncio.Event()  # the database did not answer last time
         self._lost = False
+        # What neither took; nobody is admitted meanwhile, so these are at most the calls under way.
+        self._unsaved: list[Finish] = []
+        self._replaying = asyncio.Lock()  # one at a time
         self._mending: asyncio.Task[None] | None = None
         self._unattended: set[asyncio.Task[None]] = set()
 
@@ -62,12 +75,16 @@ class Outbox:
             self._mending.cancel()
             with suppress(asyncio.CancelledError):
                 await self._mending
+        await self._save_again()
+        for finish in self._unsaved:
+            _log.critical("event %s is recorded nowhere", finish.event.context.event_id)
         await asyncio.to_thread(self._spool.close)
 
     async def write(self, finish: Finish) -> None:
         """Make a charge, or a cancellation, durable.
 
-        Raises NotDurableError if that cannot be done, EventConflictError (the event is quarantined
+        Raises NotDurableError if that cannot be done now: the event is kept in memory and written as
+        soon as one of them takes it, if the process lives so long. Raises EventConflictError (the event is quarantined
         then) if something else is recorded for this call. What the database refuses for any other
         reason is quarantined as well. A caller that is cancelled meanwhile leaves the event to be
         written all the same.
@@ -83,18 +100,23 @@ class Outbox:
             task.add_done_callback(self._unattended.discard)
             raise
 
-    async def replay(self, *, others: bool = False) -> int:
+    async def replay(self, gone: Callable[[str], bool] = nobody) -> int:
         """Bring what was spooled into the database; how many events that were.
 
-        `others`: also the files of other processes, which are known to be gone. Raises
-        DatabaseUnavailableError; repeating is harmless.
+        `gone` says whose files are taken beside our own. Raises DatabaseUnavailableError; repeating
+        is harmless.
         """
         replayed = 0
-        for path in await self._spool.seal(others=others):
-            replayed += await self._replay_file(path)
+        async with self._replaying:
+            for path in await self._spool.seal(gone):
+                replayed += await self._replay_file(path)
         if replayed:
             self._on_written()
         return replayed
+
+    def spool_owners(self) -> set[str]:
+        """The other processes whose files lie in the same directory."""
+        return self._spool.owners()
 
     async def _write_database(self, finish: Finish) -> None:
         try:
@@ -109,6 +131,7 @@ class Outbox:
             await self._set_aside(finish, f"{type(error).__name__}: cannot be recorded")
         else:
             self._lost = False
+            self._on_recorded(finish)
             self._on_written()
 
     async def _set_aside(self, finish: Finish, reason: str) -> None:
@@ -117,6 +140,7 @@ class Outbox:
         try:
             await self._hot.quarantine(finish, origin="owner", reason=reason)
         except DatabaseUnavailableError:
+            self._away.set()
             await self._write_spool(finish)
 
     async def _write_spool(self, finish: Finish) -> None:
@@ -125,6 +149,7 @@ class Outbox:
             await self._spool.append(finish)
         except SpoolError as error:
             self._lost = True
+            self._unsaved.append(finish)
             raise NotDurableError(str(error)) from error
         self._lost = False
 
@@ -143,6 +168,7 @@ class Outbox:
                 await self._hot.ping()
                 self._away.clear()
                 self._lost = False
+                await self._save_again()
                 await self.replay()
             except DatabaseUnavailableError:
                 self._away.set()
@@ -156,6 +182,14 @@ class Outbox:
         with suppress(SpoolError):
             await self._spool.probe()
             self._lost = False
+            await self._save_again()
+
+    async def _save_again(self) -> None:
+        """Write what neither took before; what is refused again is kept again."""
+        unsaved, self._unsaved = self._unsaved, []
+        for finish in unsaved:
+            with suppress(NotDurableError, EventConflictError):
+                await self.write(finish)
 
     async def _replay_file(self, path: Path) -> int:
         content = await self._spool.read(path)
@@ -176,7 +210,7 @@ class Outbox:
     async def _judge(self, finish: Finish, answer: BaseException | None) -> None:
         match answer:
             case None:
-                return
+                self._on_recorded(finish)
             case DatabaseUnavailableError():
                 raise answer
             case EventConflictError():

@@ -1,17 +1,20 @@
 """Where finished calls go while the database is away: one fsynced file per process.
 
-A record is its length and CRC-32 (4 bytes each, big-endian), then the finish as JSON. A file that
+Its owner keeps it locked (flock), and so does whoever replays it: a file that can be locked has
+neither. A record is its length and CRC-32 (4 bytes each, big-endian), then the finish as JSON. A file that
 breaks off within a record was cut by a crash: what stands before it is good.
 """
 
 import asyncio
+import fcntl
 import os
 import struct
 import zlib
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import msgspec
 
@@ -27,6 +30,16 @@ _HEAD: Final = struct.Struct(">II")
 
 class SpoolError(Exception):
     """The file could not be written and fsynced."""
+
+
+def nobody(_process: str) -> bool:
+    """No other process is known to be gone."""
+    return False
+
+
+def everybody(_process: str) -> bool:
+    """Every other process is known to be gone."""
+    return True
 
 
 class SpoolFile(msgspec.Struct, frozen=True):
@@ -76,7 +89,11 @@ class Spool:
         self._stem = quote(process, safe="")
         self._generation = 0
         self._file: int | None = None
+        self._path = directory  # of the open file
         self._end = 0  # bytes of the open file that are whole records
+        self._claimed: dict[
+            Path, int
+        ] = {}  # sealed files that we alone may replay, and their locks
         self._waiting: list[tuple[bytes, asyncio.Future[None]]] = []
         self._draining = False
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="spool")
@@ -101,12 +118,22 @@ class Spool:
         except OSError:
             return 0
 
-    async def seal(self, *, others: bool) -> list[Path]:
-        """Close the open file and give all that can be replayed.
+    async def seal(self, gone: Callable[[str], bool] = nobody) -> list[Path]:
+        """Close the open file and give all that can be replayed; they stay ours until `done`.
 
-        `others`: take the files of other processes too; the caller knows that those are gone.
+        `gone` says which other processes will write no more: their files are taken as well, unless
+        somebody has them locked.
         """
-        return await self._on_thread_seal(others=others)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._executor, self._seal, gone)
+
+    def owners(self) -> set[str]:
+        """The other processes that files lie here of."""
+        try:
+            found = {_owner(path) for path in self._waiting_files()}
+        except OSError:
+            return set()
+        return found - {unquote(self._stem)}
 
     async def read(self, path: Path) -> SpoolFile:
         """Read a sealed file; raises OSError."""
@@ -116,15 +143,11 @@ class Spool:
     async def done(self, path: Path, *, damaged: bool) -> None:
         """A sealed file is replayed: remove it, or keep it under another name for a person."""
         loop = asyncio.get_running_loop()
-        if damaged:
-            aside = path.with_suffix(_DAMAGED_SUFFIX)
-            await loop.run_in_executor(self._executor, path.replace, aside)
-        else:
-            await loop.run_in_executor(self._executor, path.unlink)
+        await loop.run_in_executor(self._executor, self._done, path, damaged)
 
     def close(self) -> None:
         """Let what is being written end, then close the file; an empty one is removed."""
-        self._executor.submit(self._close_file).result()
+        self._executor.submit(self._close_files).result()
         self._executor.shutdown()
 
     def _append(self, record: bytes) -> asyncio.Future[None]:
@@ -203,7 +226,9 @@ class Spool:
                 )
             except FileExistsError:
                 continue
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._sync_directory()
+            self._path = path
             return file
 
     def _sync_directory(self) -> None:
@@ -213,24 +238,66 @@ class Spool:
         finally:
             os.close(directory)
 
-    async def _on_thread_seal(self, *, others: bool) -> list[Path]:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._executor, self._seal, others)
+    def _seal(self, gone: Callable[[str], bool]) -> list[Path]:
+        if self._file is not None:
+            # The lock goes along: nobody can take the file in between.
+            file, self._file = self._file, None
+            self._path.replace(_sealed(self._path))
+            self._claimed[_sealed(self._path)] = file
+        for path in self._waiting_files():
+            ours = path.name.startswith(f"{self._stem}.")
+            if _sealed(path) not in self._claimed and (ours or gone(_owner(path))):
+                self._claim(path)
+        return sorted(self._claimed)
 
-    def _seal(self, others: bool) -> list[Path]:  # noqa: FBT001 - an executor takes no keywords
-        self._close_file()
+    def _claim(self, path: Path) -> None:
+        """Lock a file and seal it, unless somebody else has it, or has just replayed it."""
+        try:
+            file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(file), path.stat()):
+                path.replace(_sealed(path))
+                self._claimed[_sealed(path)] = file
+        except (BlockingIOError, FileNotFoundError):
+            pass
+        finally:
+            if _sealed(path) not in self._claimed:
+                os.close(file)
+
+    def _done(self, path: Path, damaged: bool) -> None:  # noqa: FBT001 - an executor takes no keywords
+        if damaged:
+            path.replace(path.with_suffix(_DAMAGED_SUFFIX))
+        else:
+            path.unlink()
+        os.close(self._claimed.pop(path))
+
+    def _waiting_files(self) -> list[Path]:
         if not self._directory.is_dir():
             return []
-        for path in self._directory.iterdir():
-            ours = path.name.startswith(f"{self._stem}.")
-            if path.suffix == _OPEN_SUFFIX and (ours or others):
-                path.replace(path.with_suffix(_SEALED_SUFFIX))
-        return sorted(path for path in self._directory.iterdir() if path.suffix == _SEALED_SUFFIX)
+        return [
+            path
+            for path in self._directory.iterdir()
+            if path.suffix in (_OPEN_SUFFIX, _SEALED_SUFFIX)
+        ]
 
-    def _close_file(self) -> None:
+    def _close_files(self) -> None:
         if self._file is not None:
             os.close(self._file)
             self._file = None
+        while self._claimed:
+            os.close(self._claimed.popitem()[1])
+
+
+def _sealed(path: Path) -> Path:
+    return path.with_suffix(_SEALED_SUFFIX)
+
+
+def _owner(path: Path) -> str:
+    """The process that wrote a file, from its name: "<process>.<generation>.<suffix>"."""
+    return unquote(path.name.rsplit(".", 2)[0])
 
 
 _encoder: Final = msgspec.json.Encoder()

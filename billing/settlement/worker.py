@@ -7,6 +7,7 @@ from contextlib import suppress
 from typing import Final
 
 from billing.db.hot import DatabaseUnavailableError, HotDatabase, SettleReport
+from billing.settlement.hold_updates import HoldUpdates
 
 BATCH_MAX: Final = 128  # more costs hardly less per event, and holds up the calls behind it
 GATHER_SECONDS: Final = 0.02  # lets a few events gather: a batch costs less than its parts
@@ -17,18 +18,24 @@ _log: Final = logging.getLogger(__name__)
 
 
 class LedgerWorker:
-    """`run` posts until `stop`; the counts are for metrics. `clock`: milliseconds since the epoch."""
+    """`run` posts until `stop`; the counts are for metrics.
+
+    `clock`: milliseconds since the epoch. `holds` are told of each round after its commit, if they
+    do not live in the database.
+    """
 
     def __init__(
         self,
         hot: HotDatabase,
         *,
         clock: Callable[[], int],
+        holds: HoldUpdates | None = None,
         batch_max: int = BATCH_MAX,
         gather_seconds: float = GATHER_SECONDS,
     ) -> None:
         self._hot = hot
         self._clock = clock
+        self._holds = holds
         self._batch_max = batch_max
         self._gather_seconds = gather_seconds
         self._woken = asyncio.Event()
@@ -85,6 +92,8 @@ class LedgerWorker:
             self._waiting_since = asked_at or self._waiting_since
             raise
         self._note(report)
+        if self._holds is not None:
+            await self._holds.tell(report.applied)
         return report.remaining
 
     def _note(self, report: SettleReport) -> None:

@@ -1,4 +1,4 @@
-"""The admin API: accounts, grants, keys, price books, and what is on its way, stuck or recorded.
+"""The admin API: accounts, grants, keys, price books, the audit trail; api/operations.py has the rest.
 
 Authorised by the admin token alone. Each act leaves a row in the audit trail.
 """
@@ -10,12 +10,18 @@ from litestar.di import NamedDependency, Provide
 from litestar.params import FromPath, FromQuery, HeaderParameter, JSONBody, QueryParameter
 
 from billing.accounts import ACCOUNT_ID_RULE, Grant, is_account_id
-from billing.backlog import Backlog
 from billing.books import BooksStaleError, NoBookError
 from billing.keys import KeyKind, NewKey
 from billing.lists import PageRequest
 from llm_gateway import errors
 from llm_gateway.api.deps import ADMIN_ACTOR, provide_listing, require_admin
+from llm_gateway.api.operations import (
+    GuardController,
+    HoldsController,
+    OutboxController,
+    QuarantineController,
+    ReconcileController,
+)
 from llm_gateway.api.problems import ApiRequest
 from llm_gateway.api.state import ApiState
 from llm_gateway.api.views import (
@@ -28,7 +34,6 @@ from llm_gateway.api.views import (
     BookView,
     ExplainView,
     GrantView,
-    HoldList,
     KeyList,
     KeyRequest,
     KeyView,
@@ -36,11 +41,6 @@ from llm_gateway.api.views import (
     NewAccount,
     NewGrant,
     NewKeyView,
-    OpenHoldView,
-    OutboxList,
-    OutboxView,
-    QuarantineList,
-    QuarantineView,
     Suspension,
     UploadView,
     account_view,
@@ -51,7 +51,6 @@ from llm_gateway.api.views import (
     key_view,
     milliseconds,
     moment,
-    moment_or_none,
     price_rule_view,
     problem_view,
     transaction_view,
@@ -296,93 +295,8 @@ class BooksController(Controller):
         )
 
 
-class BacklogController(Controller):
-    """What is on its way or stuck, to look at."""
-
-    @get("/holds")
-    async def holds(
-        self,
-        api: NamedDependency[ApiState],
-        listing: NamedDependency[PageRequest],
-        account: AccountId = "",
-    ) -> HoldList:
-        """List holds, newest first."""
-        page = await Backlog(api.database).holds(listing, account=account)
-        return HoldList(
-            items=[
-                OpenHoldView(
-                    hold_id=hold.hold_id,
-                    account=hold.account,
-                    held_micro_credits=hold.amount,
-                    progress_micro_credits=hold.progress,
-                    state=hold.state,
-                    process=hold.process,
-                    started_at=moment(hold.started_at),
-                )
-                for hold in page.items
-            ],
-            page=page.page,
-            page_size=page.page_size,
-            total=page.total,
-            has_more=page.has_more,
-        )
-
-    @get("/outbox")
-    async def outbox(
-        self, api: NamedDependency[ApiState], listing: NamedDependency[PageRequest]
-    ) -> OutboxList:
-        """List charge events that are not in the ledger yet, oldest first."""
-        page = await Backlog(api.database).outbox(listing)
-        return OutboxList(
-            items=[
-                OutboxView(
-                    event_id=waiting.event_id,
-                    revision=waiting.revision,
-                    account=waiting.account,
-                    cancelled=waiting.cancelled,
-                    attempts=waiting.attempts,
-                    claimed_by=waiting.claimed_by,
-                    claimed_at=moment_or_none(waiting.claimed_at),
-                    created_at=moment(waiting.created_at),
-                )
-                for waiting in page.items
-            ],
-            page=page.page,
-            page_size=page.page_size,
-            total=page.total,
-            has_more=page.has_more,
-        )
-
-    @get("/quarantine")
-    async def quarantine(
-        self,
-        api: NamedDependency[ApiState],
-        listing: NamedDependency[PageRequest],
-        *,
-        unresolved_only: FromQuery[bool] = False,
-    ) -> QuarantineList:
-        """List events that could not be posted as they are, newest first."""
-        page = await Backlog(api.database).quarantine(listing, unresolved_only=unresolved_only)
-        return QuarantineList(
-            items=[
-                QuarantineView(
-                    id=row.id,
-                    event_id=row.event_id,
-                    revision=row.revision,
-                    account=row.account,
-                    origin=row.origin,
-                    reason=row.reason,
-                    resolution=row.resolution,
-                    created_at=moment(row.created_at),
-                    resolved_at=moment_or_none(row.resolved_at),
-                )
-                for row in page.items
-            ],
-            page=page.page,
-            page_size=page.page_size,
-            total=page.total,
-            has_more=page.has_more,
-        )
+class AuditController(Controller):
+    """What administrators did."""
 
     @get("/audit")
     async def audit(
@@ -413,7 +327,12 @@ def admin_router() -> Router:
             GrantsController,
             KeysController,
             BooksController,
-            BacklogController,
+            AuditController,
+            HoldsController,
+            OutboxController,
+            QuarantineController,
+            GuardController,
+            ReconcileController,
         ],
         guards=[require_admin],
         dependencies={"listing": Provide(provide_listing, sync_to_thread=False)},

@@ -22,6 +22,8 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from billing import accounts, books
 from billing.db import hot
+from billing.holds import GuardUnavailableError
+from billing.settlement import desk
 from llm_gateway import errors
 
 _log = logging.getLogger(__name__)
@@ -39,6 +41,17 @@ class ConflictError(errors.GatewayError):
     def __init__(self, message: str) -> None:
         # SDKs retry a 409 by themselves; here a retry meets the same conflict.
         super().__init__(message, headers={"x-should-retry": "false"})
+
+
+class ActRefusedError(errors.GatewayError):
+    """An act on a hold or an event that cannot be done as things stand."""
+
+    status = 409
+    type = "invalid_request_error"
+    code = "act_refused"
+
+    def __init__(self, why: str) -> None:
+        super().__init__(f"Not as things stand: {why}.", headers={"x-should-retry": "false"})
 
 
 class BookRefusedError(errors.InvalidRequestError):
@@ -86,6 +99,8 @@ def as_gateway_error(exception: Exception) -> errors.GatewayError:
             | PoolTimeoutError()
         ):
             return errors.DatabaseUnavailableError()
+        case GuardUnavailableError():
+            return errors.GuardUnavailableError()
         case _:
             return _of_billing(exception)
 
@@ -112,6 +127,8 @@ def _of_billing(exception: Exception) -> errors.GatewayError:
                 existing=conflict.existing,
                 given=conflict.given,
             )
+        case desk.ActRefusedError():
+            return ActRefusedError(str(exception))
         case _:
             made = _PLAIN.get(type(exception), errors.InternalError)
             return made()
@@ -122,6 +139,7 @@ _PLAIN: Final[dict[type[Exception], Callable[[], errors.GatewayError]]] = {
     books.NoBookError: NoBookError,
     books.UnknownBookError: lambda: errors.NotFoundError("There is no such price book."),
     accounts.UnknownAccountError: lambda: errors.NotFoundError("There is no such account."),
+    desk.UnknownItemError: lambda: errors.NotFoundError("There is nothing by this id."),
     accounts.AccountExistsError: lambda: ConflictError("There is an account by this id already."),
 }
 

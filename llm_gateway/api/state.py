@@ -10,6 +10,8 @@ from billing.audit import AuditTrail
 from billing.books import PriceBooks
 from billing.db.session import Database
 from billing.keys import Keys
+from billing.settlement.desk import Desk
+from billing.settlement.reconcile import Reconciler
 from llm_gateway.secret import Secret
 
 
@@ -48,6 +50,8 @@ class ApiState(msgspec.Struct, frozen=True, kw_only=True):
     books: PriceBooks
     accounts: Accounts
     audit: AuditTrail
+    desk: Desk
+    reconciler: Reconciler
     admin_token: Secret | None  # None: nobody is an administrator
     now_ms: Callable[[], int]
     new_event_id: Callable[[int], str]

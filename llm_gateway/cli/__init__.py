@@ -13,6 +13,7 @@ from llm_gateway.cli.failure import CommandError
 # Command -> module of this package and the name in it. In the order of the help page.
 _COMMANDS: Final = {
     "serve": ("local", "serve"),
+    "worker": ("local", "worker"),
     "init": ("local", "init"),
     "migrate": ("local", "migrate"),
     "doctor": ("local", "doctor"),
@@ -22,6 +23,11 @@ _COMMANDS: Final = {
     "accounts": ("accounts", "accounts"),
     "keys": ("keys", "keys"),
     "prices": ("prices", "prices"),
+    "holds": ("operations", "holds"),
+    "outbox": ("operations", "outbox"),
+    "quarantine": ("operations", "quarantine"),
+    "guard": ("operations", "guard"),
+    "reconcile": ("reconcile", "reconcile"),
 }
 
 

@@ -1,4 +1,4 @@
-"""Commands that work on this machine: serve, init, migrate, doctor."""
+"""Commands that work on this machine: serve, worker, init, migrate, doctor."""
 
 import sys
 from pathlib import Path
@@ -22,15 +22,32 @@ from llm_gateway.config import Overrides
 @config_option
 @click.option("--host", metavar="ADDRESS", help="Instead of the file's host.")
 @click.option("--port", type=click.IntRange(0, 65_535), help="Instead of the file's; 0: any.")
+@click.option(
+    "--processes", type=click.IntRange(1, 1024), help="Instead of the file's; needs PostgreSQL."
+)
 @data_dir_option
 def serve(
-    config_path: Path | None, host: str | None, port: int | None, data_dir: str | None
+    config_path: Path | None,
+    host: str | None,
+    port: int | None,
+    processes: int | None,
+    data_dir: str | None,
 ) -> None:
     """Run the gateway until Ctrl-C or SIGTERM."""
-    from llm_gateway.app import serve as run
+    from llm_gateway.serving import serve as run
 
-    overrides = Overrides(host=host, port=port, data_dir=data_dir)
+    overrides = Overrides(host=host, port=port, processes=processes, data_dir=data_dir)
     sys.exit(run(load_settings(config_path, overrides)))
+
+
+@click.command()
+@config_option
+@data_dir_option
+def worker(config_path: Path | None, data_dir: str | None) -> None:
+    """Settle charges, apart from `serve`, until Ctrl-C or SIGTERM; several may run. Needs PostgreSQL."""
+    from llm_gateway.worker import work
+
+    sys.exit(work(load_settings(config_path, Overrides(data_dir=data_dir))))
 
 
 @click.command()
@@ -55,11 +72,11 @@ def init(file: Path, force: bool) -> None:
 @data_dir_option
 @json_option
 def migrate(config_path: Path | None, data_dir: str | None, as_json: bool) -> None:
-    """Bring the database to the schema of this version; `serve` does so by itself."""
+    """Bring the database to the schema of this version; with SQLite `serve` does so by itself."""
     from billing.db import migrate as schema
 
     config = load_settings(config_path, Overrides(data_dir=data_dir))
-    url = config.database.url
+    url, shown = config.database.url, config.database.shown
     try:
         before = schema.current(url)
         schema.upgrade(url)
@@ -69,11 +86,11 @@ def migrate(config_path: Path | None, data_dir: str | None, as_json: bool) -> No
         first = str(error).partition("\n")[0] or type(error).__name__
         raise CommandError(f"the database cannot be brought up to date: {first}") from error
     if as_json:
-        print_json({"database": url, "before": before, "after": after})
+        print_json({"database": shown, "before": before, "after": after})
     elif before == after:
-        click.echo(f"{url} is up to date ({after})")
+        click.echo(f"{shown} is up to date ({after})")
     else:
-        click.echo(f"{url}: from {before or 'nothing'} to {after}")
+        click.echo(f"{shown}: from {before or 'nothing'} to {after}")
 
 
 @click.command()

@@ -173,7 +173,7 @@ def prompt(request: ChatRequest) -> Prompt:
         if isinstance(message.content, str):
             parts.append(message.content.encode())
         elif message.content is not None:
-            parts.extend(part.text.encode() for part in message.content if part.text)
+            parts.extend(p.text.encode() for p in message.content if isinstance(p.text, str))
         if message.tool_calls is not None:
             parts.append(bytes(message.tool_calls))
     return Prompt(b"\n".join(parts), len(fields.messages))
@@ -246,7 +246,7 @@ class _Fields(msgspec.Struct):
 
 
 class _PromptPart(msgspec.Struct):
-    text: str | None = None
+    text: object = None  # no provider has to mind it in a part of another type, so of any type
 
 
 class _PromptMessage(msgspec.Struct):
@@ -274,9 +274,18 @@ _OURS: Final = frozenset(
 )
 # Searches and the like that the provider does by itself, billed by no rule of ours.
 _SERVER_SIDE: Final = ("web_search_options", "search_parameters", "enable_search", "plugins")
+# What some providers read besides our own members, and would undo what these say.
+_UNDOING: Final = {
+    "models": "names models to fall back to, at other prices",  # OpenRouter
+    "fallbacks": "names models to fall back to, at other prices",  # LiteLLM
+    "n_predict": "is another limit of the output; send max_tokens",  # llama.cpp, where it wins
+    "max_new_tokens": "is another limit of the output; send max_tokens",
+    "max_output_tokens": "is another limit of the output; send max_tokens",
+    "deferred": "asks for an answer that is to be fetched later",  # xAI
+}
 # What the ceiling rests on: under another spelling it is not read here, but may be upstream.
 _EXACT_ONLY: Final = frozenset(
-    {"messages", "tools", "modalities", "audio", "prediction", *_SERVER_SIDE}
+    {"messages", "tools", "modalities", "audio", "prediction", *_SERVER_SIDE, *_UNDOING}
 )
 _READ: Final = _OURS | _EXACT_ONLY
 _TEXT_KEYS: Final = ("messages", "tools", "functions", "response_format")
@@ -519,6 +528,9 @@ def _find_server_side(
     for key in _SERVER_SIDE:
         if _present(raws, key):
             parts.refuse(key, f"{key} runs at the provider, at no known price")
+    for key, what in _UNDOING.items():
+        if _present(raws, key):
+            parts.refuse(key, f"{key} {what}")
     for key in misspelt:
         name = shorten(key)
         reason = f"the field {name!r} may be taken for {name.casefold()!r}"

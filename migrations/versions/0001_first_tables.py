@@ -3,17 +3,28 @@
 import sqlalchemy as sa
 from alembic import op
 
+from billing.db.partitions import add_partitions, no_truncate
+from billing.db.tables import (
+    APPEND_ONLY,
+    REFUSE_CHANGE,
+    append_only_triggers,
+    append_only_triggers_on_postgres,
+)
+
 revision = "0001"
 down_revision = None
 branch_labels = None
 depends_on = None
+
+# Ids sort by their bytes, whatever the language of the server.
+ID = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
 
 
 def upgrade() -> None:
     """Make every table, and the triggers that keep ledger and usage append-only."""
     op.create_table(
         "accounts",
-        sa.Column("account", sa.Text(), nullable=False),
+        sa.Column("account", ID, nullable=False),
         sa.Column("name", sa.Text(), server_default="", nullable=False),
         sa.Column("note", sa.Text(), server_default="", nullable=False),
         sa.Column("balance", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
@@ -25,10 +36,10 @@ def upgrade() -> None:
         sa.Column("total_refunded", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
         sa.Column("total_expired", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
         sa.Column("total_adjusted", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
-        sa.Column("suspended", sa.Boolean(), server_default=sa.text("0"), nullable=False),
+        sa.Column("suspended", sa.Boolean(), server_default=sa.false(), nullable=False),
         sa.Column("suspended_reason", sa.Text(), server_default="", nullable=False),
         sa.Column("guard_epoch", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
-        sa.Column("last_ledger_event_id", sa.Text(), nullable=True),
+        sa.Column("last_ledger_event_id", ID, nullable=True),
         sa.Column("created_at", sa.BigInteger(), nullable=False),
         sa.Column("updated_at", sa.BigInteger(), nullable=False),
         sa.CheckConstraint(
@@ -57,7 +68,7 @@ def upgrade() -> None:
         sa.Column("kind", sa.Text(), nullable=False),
         sa.Column("sha256", sa.Text(), nullable=False),
         sa.Column("prefix", sa.Text(), nullable=False),
-        sa.Column("account", sa.Text(), nullable=True),
+        sa.Column("account", ID, nullable=True),
         sa.Column("app", sa.Text(), server_default="", nullable=False),
         sa.Column("accounts", sa.Text(), nullable=True),
         sa.Column("default_scene", sa.Text(), server_default="", nullable=False),
@@ -76,8 +87,8 @@ def upgrade() -> None:
 
     op.create_table(
         "holds",
-        sa.Column("hold_id", sa.Text(), nullable=False),
-        sa.Column("account", sa.Text(), nullable=False),
+        sa.Column("hold_id", ID, nullable=False),
+        sa.Column("account", ID, nullable=False),
         sa.Column("amount", sa.BigInteger(), nullable=False),
         sa.Column("progress", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
         sa.Column("state", sa.Text(), server_default="live", nullable=False),
@@ -91,8 +102,8 @@ def upgrade() -> None:
     )
     op.create_table(
         "ledger_entries",
-        sa.Column("event_id", sa.Text(), nullable=False),
-        sa.Column("account", sa.Text(), nullable=False),
+        sa.Column("event_id", ID, nullable=False),
+        sa.Column("account", ID, nullable=False),
         sa.Column("account_seq", sa.BigInteger(), nullable=True),
         sa.Column("source", sa.Text(), nullable=False),
         sa.Column("source_label", sa.Text(), server_default="", nullable=False),
@@ -106,7 +117,7 @@ def upgrade() -> None:
         sa.Column("balance_before", sa.BigInteger(), nullable=False),
         sa.Column("balance_after", sa.BigInteger(), nullable=False),
         sa.Column("payload_hash", sa.Text(), nullable=False),
-        sa.Column("usage_event_id", sa.Text(), nullable=True),
+        sa.Column("usage_event_id", ID, nullable=True),
         sa.Column("usage_revision", sa.Integer(), nullable=True),
         sa.Column("created_at", sa.BigInteger(), nullable=False),
         sa.Column("posted_at", sa.BigInteger(), nullable=False),
@@ -147,10 +158,10 @@ def upgrade() -> None:
     )
     op.create_table(
         "outbox",
-        sa.Column("event_id", sa.Text(), nullable=False),
+        sa.Column("event_id", ID, nullable=False),
         sa.Column("revision", sa.Integer(), nullable=False),
-        sa.Column("cancelled", sa.Boolean(), server_default=sa.text("0"), nullable=False),
-        sa.Column("account", sa.Text(), nullable=False),
+        sa.Column("cancelled", sa.Boolean(), server_default=sa.false(), nullable=False),
+        sa.Column("account", ID, nullable=False),
         sa.Column("payload", sa.LargeBinary(), nullable=False),
         sa.Column("payload_hash", sa.Text(), nullable=False),
         sa.Column("attempts", sa.Integer(), server_default=sa.text("0"), nullable=False),
@@ -188,6 +199,38 @@ def upgrade() -> None:
         sa.UniqueConstraint("sha256", name=op.f("uq_price_books_sha256")),
     )
     op.create_table(
+        "usage_hourly",
+        sa.Column("account", sa.Text(), nullable=False),
+        sa.Column("hour_at", sa.BigInteger(), nullable=False),
+        sa.Column("key_id", sa.Text(), nullable=False),
+        sa.Column("app", sa.Text(), nullable=False),
+        sa.Column("scene", sa.Text(), nullable=False),
+        sa.Column("provider", sa.Text(), nullable=False),
+        sa.Column("model", sa.Text(), nullable=False),
+        sa.Column("input", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
+        sa.Column("cached_input", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
+        sa.Column("cache_write_5m", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
+        sa.Column("cache_write_1h", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
+        sa.Column("audio_input", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
+        sa.Column("image_input", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
+        sa.Column("output", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
+        sa.Column("reasoning", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
+        sa.Column("audio_output", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
+        sa.Column("amount", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
+        sa.Column("calls", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
+        sa.PrimaryKeyConstraint(
+            "account",
+            "hour_at",
+            "key_id",
+            "app",
+            "scene",
+            "provider",
+            "model",
+            name=op.f("pk_usage_hourly"),
+        ),
+        sqlite_with_rowid=False,
+    )
+    op.create_table(
         "processes",
         sa.Column("process", sa.Text(), nullable=False),
         sa.Column("host", sa.Text(), server_default="", nullable=False),
@@ -195,15 +238,16 @@ def upgrade() -> None:
         sa.Column("started_at", sa.BigInteger(), nullable=False),
         sa.Column("heartbeat_at", sa.BigInteger(), nullable=False),
         sa.Column("heartbeats", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
+        sa.Column("guard_step", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
         sa.Column("ended_at", sa.BigInteger(), nullable=True),
         sa.PrimaryKeyConstraint("process", name=op.f("pk_processes")),
     )
     op.create_table(
         "quarantine",
         sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
-        sa.Column("event_id", sa.Text(), nullable=False),
+        sa.Column("event_id", ID, nullable=False),
         sa.Column("revision", sa.Integer(), nullable=False),
-        sa.Column("account", sa.Text(), nullable=False),
+        sa.Column("account", ID, nullable=False),
         sa.Column("origin", sa.Text(), nullable=False),
         sa.Column("reason", sa.Text(), nullable=False),
         sa.Column("payload", sa.LargeBinary(), nullable=False),
@@ -217,10 +261,10 @@ def upgrade() -> None:
 
     op.create_table(
         "usage",
-        sa.Column("event_id", sa.Text(), nullable=False),
+        sa.Column("event_id", ID, nullable=False),
         sa.Column("revision", sa.Integer(), nullable=False),
-        sa.Column("cancelled", sa.Boolean(), server_default=sa.text("0"), nullable=False),
-        sa.Column("account", sa.Text(), nullable=False),
+        sa.Column("cancelled", sa.Boolean(), server_default=sa.false(), nullable=False),
+        sa.Column("account", ID, nullable=False),
         sa.Column("key_id", sa.Text(), nullable=False),
         sa.Column("app", sa.Text(), server_default="", nullable=False),
         sa.Column("scene", sa.Text(), nullable=False),
@@ -257,21 +301,34 @@ def upgrade() -> None:
         sa.CheckConstraint("amount >= 0", name=op.f("ck_usage_amount")),
         sa.CheckConstraint("revision IN (1, 2)", name=op.f("ck_usage_revision")),
         sa.PrimaryKeyConstraint("event_id", "revision", name=op.f("pk_usage")),
+        postgresql_partition_by="RANGE (event_id)",
     )
 
-    _append_only()
+    if op.get_bind().dialect.name == "sqlite":
+        for table in APPEND_ONLY:
+            for statement in append_only_triggers(table):
+                op.execute(statement)
+    else:
+        _on_postgres()
 
 
-_APPEND_ONLY = ("ledger_entries", "usage", "price_books", "price_book_activations", "admin_audit")
-
-
-def _append_only() -> None:
-    for table in _APPEND_ONLY:
-        for verb in ("UPDATE", "DELETE"):
-            op.execute(
-                f"CREATE TRIGGER {table}_no_{verb.lower()} BEFORE {verb} ON {table} "
-                f"BEGIN SELECT RAISE(ABORT, '{table} is append-only'); END"
-            )
+def _on_postgres() -> None:
+    op.execute(REFUSE_CHANGE)
+    op.execute("CREATE TABLE usage_default PARTITION OF usage DEFAULT")
+    for table in APPEND_ONLY:
+        for statement in append_only_triggers_on_postgres(table):
+            op.execute(statement)
+    for statement in no_truncate("usage_default"):
+        op.execute(statement)
+    add_partitions(op.get_bind())
+    # Rows that are changed often find room on their page, and no index has to know of it.
+    op.execute("ALTER TABLE accounts SET (fillfactor = 50)")
+    for table in ("holds", "outbox"):
+        # Their rows live for a second or so.
+        op.execute(
+            f"ALTER TABLE {table} SET (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02,"
+            " autovacuum_vacuum_threshold = 2000, autovacuum_vacuum_cost_delay = 0)"
+        )
 
 
 def downgrade() -> None:
@@ -281,6 +338,7 @@ def downgrade() -> None:
         batch_op.drop_index("ix_quarantine_event_id")
 
     op.drop_table("quarantine")
+    op.drop_table("usage_hourly")
     op.drop_table("processes")
     op.drop_table("price_books")
     with op.batch_alter_table("price_book_activations", schema=None) as batch_op:
@@ -304,3 +362,5 @@ def downgrade() -> None:
     op.drop_table("api_keys")
     op.drop_table("admin_audit")
     op.drop_table("accounts")
+    if op.get_bind().dialect.name == "postgresql":
+        op.execute("DROP FUNCTION refuse_change()")

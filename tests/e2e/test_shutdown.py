@@ -114,3 +114,20 @@ def _refuses_connections(gateway: GatewayProcess) -> bool:
     except OSError:
         return True
     return False
+
+
+def test_client_that_does_not_read_does_not_keep_it_running(
+    own_gateway: GatewayProcess, provider: ScriptedProvider
+) -> None:
+    account = own_gateway.account()
+    words = [event(delta("x" * 8000))] * 1500  # 12 MB: more than any socket buffers
+    script = provider.script(STREAM_HEAD, *words, *REST)
+    with own_gateway.connect() as client:
+        client.send(request(body=chat(stream=True, x_script=script), key=account.key))
+        client.read_until(b'"xxx')
+        own_gateway.interrupt()
+        assert own_gateway.wait() == 0, own_gateway.output
+    own_gateway.audit()
+    with own_gateway.books() as books:
+        [charge] = books.charges(account.id)
+    assert charge.reason == "cut"

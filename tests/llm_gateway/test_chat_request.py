@@ -509,6 +509,13 @@ def test_an_earlier_spoken_answer_counts_as_audio() -> None:
         ('"Messages":[]', "Messages"),
         ('"mes\\u017fages":[]', "mes\u017fages"),
         ('"WEB_SEARCH_OPTIONS":{}', "WEB_SEARCH_OPTIONS"),
+        ('"models":["dearer/model"]', "models"),
+        ('"fallbacks":["dearer"]', "fallbacks"),
+        ('"n_predict":100000', "n_predict"),
+        ('"N_PREDICT":100000', "N_PREDICT"),
+        ('"max_new_tokens":100000', "max_new_tokens"),
+        ('"max_output_tokens":100000', "max_output_tokens"),
+        ('"deferred":true', "deferred"),
     ],
 )
 def test_what_has_no_maximum_is_refused(members: str, param: str) -> None:
@@ -523,6 +530,9 @@ def test_what_has_no_maximum_is_refused(members: str, param: str) -> None:
         '"tools":[{"type":"function","function":{"name":"f"}},{"type":"custom"}]',
         '"tools":[]',
         '"x_web_search_options":{}',
+        '"models":null',
+        '"n_predict":null',
+        '"deferred":false',
         '"functions":[{"name":"f"}]',
     ],
 )

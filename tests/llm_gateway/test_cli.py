@@ -89,6 +89,8 @@ class AdminServer:
                 books=plane.books,
                 accounts=plane.accounts,
                 audit=plane.audit,
+                desk=plane.desk,
+                reconciler=plane.reconciler,
                 admin_token=Secret(ADMIN_TOKEN),
                 now_ms=plane.clock.now_ms,
                 new_event_id=clock.new_event_id,

@@ -15,6 +15,8 @@ from llm_gateway.config import (
     Overrides,
     is_loopback,
     load,
+    password_of,
+    shown_url,
     split_address,
 )
 from llm_gateway.config_reader import Section, setting_names
@@ -48,16 +50,23 @@ BAD = [
     ("[server]\nprocesses = 2", 2, "server.processes: more than one process needs PostgreSQL"),
     ('[server]\nadmin_host = "localhost"', 2, 'server.admin_host: expected "host:port"'),
     ('[server]\nadmin_host = "127.0.0.1:8080"', 2, "server.admin_host: expected another address"),
-    ('[database]\nurl = "postgresql+asyncpg://h/d"', 2, "database.url: PostgreSQL is not in this"),
+    ('[database]\nurl = "postgresql+asyncpg://h"', 2, 'database.url: expected "postgresql+asyncpg'),
+    ('[database]\nurl = "mysql://h/d"', 2, 'database.url: expected "sqlite+aiosqlite:///PATH"'),
+    ('[database]\nurl = "postgresql://u:CANARY@h/d"', 2, "database.url: holds a password; write"),
+    ('[database]\nurl = "env:NOT_THERE"', 2, "database.url: NOT_THERE is not set"),
+    ('[database]\nurl = "env:A-B"', 2, 'database.url: expected "env:NAME" or "file:PATH"'),
     ('[database]\nurl = "sqlite:///x"', 2, 'database.url: expected "sqlite+aiosqlite:///PATH"'),
     ('[database]\nurl = "sqlite+aiosqlite:///:memory:"', 2, "database.url: expected"),
-    ('[guard]\nstore = "redis"', 2, "guard.store: holds in Redis are not in this version yet"),
+    ('[guard]\nstore = "redis"\nredis_url = "h:1"', 3, 'guard.redis_url: expected "redis://HOST'),
+    ('[guard]\nredis_url = "redis://:CANARY@h/0"', 2, "guard.redis_url: holds a password; write"),
     ('[guard]\nstore = "disk"', 2, 'guard.store: expected "database" or "redis", got "disk"'),
     ('[guard]\non_unavailable = "allow"', 2, 'guard.on_unavailable: expected "reject" or "allow:<'),
     ('[guard]\non_unavailable = "allow:-1"', 2, "guard.on_unavailable: "),
     ('[guard]\non_unavailable = "allow:0"', 2, "guard.on_unavailable: expected more than 0 credits"),
-    ('[broker]\nkind = "kafka"', 2, "broker.kind: kafka is not in this version yet"),
-    ("[ledger_worker]\nembedded = false", 2, "ledger_worker.embedded: a worker of its own is not"),
+    ('[broker]\nkind = "kafka"', 1, 'broker.url: expected "kafka://HOST:PORT" or "kafkas://'),
+    ('[broker]\nkind = "kafka"\nurl = "redis://h:1"', 3, 'broker.url: expected "kafka://HOST:PORT'),
+    ('[broker]\nkind = "redis"\nurl = "h:1"', 3, 'broker.url: expected "redis://HOST:PORT/0"'),
+    ("[ledger_worker]\nembedded = false", 2, "ledger_worker.embedded: a worker of its own needs"),
     ('[pricing]\nunknown_model = "fallback"', 1, 'pricing.fallback_rule: unknown_model = "fallback"'),
     ('[pricing]\nbook = ""', 2, "pricing.book: expected the file of a price book"),
     ('[auth]\nadmin_token = "hunter2"', 2, 'auth.admin_token: expected "env:NAME" or "file:PATH"'),
@@ -116,7 +125,7 @@ def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
 
 
 def test_what_contradicts_is_told_at_once_too(tmp_path: Path) -> None:
-    text = '[server]\nprocesses = 2\n[guard]\nstore = "redis"\n[broker]\nkind = "kafka"\n'
+    text = '[server]\nprocesses = 2\n[ledger_worker]\nembedded = false\n[broker]\nkind = "kafka"\n'
     assert len(problems_of(tmp_path, text)) == 3
 
 
@@ -317,3 +326,43 @@ def test_no_file_ends_in_anything_but_a_configuration_or_its_error(
     path.write_text("\n".join(lines).replace("True", "true").replace("False", "false"), "utf-8")
     with contextlib.suppress(ConfigError):
         load(path, {})
+
+
+POSTGRESQL = "postgresql+asyncpg://u@h/d"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f'[database]\nurl = "{POSTGRESQL}"\n[server]\nprocesses = 4',
+        f'[database]\nurl = "{POSTGRESQL}"\n[ledger_worker]\nembedded = false',
+        f'[database]\nurl = "{POSTGRESQL}"\n[broker]\nkind = "kafka"\nurl = "kafka://a:1,b:2"',
+        '[database]\nurl = "postgresql+asyncpg:///d?host=/run/postgresql"',
+        '[guard]\nstore = "redis"',
+        '[guard]\nstore = "redis"\nredis_url = "rediss://user@h:6380/0"',
+        '[broker]\nkind = "redis"\nurl = "redis://h:1/0"',
+    ],
+)
+def test_what_several_processes_share_can_be_chosen(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "gateway.toml"
+    path.write_text(text)
+    load(path, {})
+
+
+@pytest.mark.parametrize("scheme", ["postgres", "postgresql"])
+def test_postgresql_may_be_written_as_elsewhere(tmp_path: Path, scheme: str) -> None:
+    path = tmp_path / "gateway.toml"
+    path.write_text(f'[database]\nurl = "{scheme}://u@h/d"')
+    assert load(path, {}).database.url == POSTGRESQL
+
+
+def test_an_address_with_a_password_is_named_and_shown_without(tmp_path: Path) -> None:
+    path = tmp_path / "gateway.toml"
+    path.write_text('[database]\nurl = "env:DATABASE_URL"\n[guard]\nredis_url = "file:redis"\n')
+    (tmp_path / "redis").write_text("rediss://:CANARY2@h:6379/0\n")
+    config = load(path, {"DATABASE_URL": "postgresql://u:CANARY%401@h/d"})
+    assert config.database.url == "postgresql+asyncpg://u:CANARY%401@h/d"
+    assert config.database.shown == "postgresql+asyncpg://u:***@h/d"
+    assert password_of(config.database.url) == "CANARY@1"
+    assert config.guard.redis_url == "rediss://:CANARY2@h:6379/0"
+    assert shown_url(config.guard.redis_url) == "rediss://:***@h:6379/0"

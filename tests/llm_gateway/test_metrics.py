@@ -6,6 +6,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from billing.context import BillingContext
 from billing.events import UsageQuality, UsageSource
+from billing.settlement.reconcile import Finding, Report
 from llm_gateway import clock
 from llm_gateway.metrics import CHILDREN_MAX, Metrics
 from llm_gateway.verdict import Verdict
@@ -151,3 +152,38 @@ def test_counting_is_quick() -> None:
             metrics.call_ended(call)
         best = min(best, (time.perf_counter() - start) / rounds)
     assert best < 10e-6  # about 0.7 us on an idle machine; generous for a busy one
+
+
+def test_invariants_have_a_figure_each_once_checked() -> None:
+    metrics = Metrics()
+    assert "invariant" not in metrics.render()
+    wrong = Finding(check="R1", sentence="", count=3)
+    failed = Finding(check="R2", sentence="", error="OSError")
+    dear = Finding(check="R3", sentence="", skipped=True)
+    metrics.reconciled(Report(at=5_000, full=True, findings=(wrong, failed, dear)))
+    found = samples(metrics)
+    name = "llm_gateway_invariant_violations"
+    assert {key: value for key, value in found.items() if key[0] == name} == {
+        (name, (("check", "R1"),)): 3
+    }
+    assert found["llm_gateway_reconcile_failures_total", (("check", "R2"),)] == 1
+    assert found["llm_gateway_reconciled_timestamp_seconds", ()] == 5
+
+
+def test_a_broker_has_figures_where_there_is_one() -> None:
+    metrics = Metrics()
+    assert "broker" not in metrics.render()
+    figures = BrokerFigures(
+        up=True,
+        outages=1,
+        published=5,
+        failures=2,
+        unreadable=0,
+        settled_overdue=3,
+        untold=0,
+    )
+    metrics.brokers += [lambda: figures, lambda: msgspec.structs.replace(figures, up=False)]
+    text = metrics.render()
+    assert "llm_gateway_broker_up 0.0" in text, "one that is down counts"
+    assert "llm_gateway_broker_published_total 10.0" in text
+    assert "llm_gateway_broker_settled_overdue_total 6.0" in text

@@ -82,6 +82,14 @@ CASES = [
     (Ending.CLIENT_GONE, None, True, "partial", "bytes", 2_400),
     (Ending.CLIENT_GONE, None, False, "partial", "bytes", 2_400),
     (Ending.CUT, None, True, "partial", "bytes", 2_400),
+    # an answer with content has output: estimated, whatever the prompt's count
+    (Ending.WHOLE, reported(100, 0), True, "suspicious", "bytes", 2_400),
+    (Ending.WHOLE, reported(100, 0), False, "exact", "provider", 10_000),
+    # broken off behind an early report: its prompt, and what was delivered: 100 x 100 + 7 x 200
+    (Ending.CLIENT_GONE, reported(100, 0), True, "partial", "bytes", 11_400),
+    (Ending.BROKEN, reported(100, 0), True, "partial", "bytes", 11_400),
+    # a few tokens apart is no sign of that
+    (Ending.CLIENT_GONE, reported(100, 1), True, "partial", "provider", 10_200),
 ]
 
 
@@ -111,6 +119,75 @@ def judged(rule: Rule, what: Answer, policy: Policy, grant: int = GRANT) -> tupl
         what, rule=rule, grant=grant, count_input=lambda: Count(10, ESTIMATE), policy=policy
     )
     return verdict.amount, verdict.cancelled, verdict.reason
+
+
+@pytest.mark.parametrize(
+    ("delivered", "output", "source"),
+    # Reported were 10 tokens: up to 2 x 10 + 16 seen, the report may still be the last word.
+    [(36, 10, "provider"), (37, 37, "bytes"), (500, 500, "bytes")],
+)
+def test_output_behind_an_early_report_is_paid(
+    rule: Rule, delivered: int, output: int, source: str
+) -> None:
+    verdict = judge(
+        answer(Ending.BROKEN, reported(100, 10), delivered=delivered),
+        rule=rule,
+        grant=GRANT * 10,
+        count_input=lambda: Count(10, ESTIMATE),
+        policy=Policy(no_usage="estimate", empty_answer="free"),
+    )
+    assert (verdict.usage.output, verdict.source) == (output, source)
+    assert verdict.amount == 100 * 100 + 200 * output
+
+
+@pytest.mark.parametrize(("grant", "amount"), [(50_000, 50_000), (1_000, 12_000)])
+def test_own_count_behind_an_early_report_stays_within_the_hold(
+    rule: Rule, grant: int, amount: int
+) -> None:
+    # Reported 100 x 100 + 10 x 200 = 12000; seen 500 x 200 of output, 110000 in all.
+    verdict = judge(
+        answer(Ending.BROKEN, reported(100, 10), delivered=500),
+        rule=rule,
+        grant=grant,
+        count_input=lambda: Count(10, ESTIMATE),
+        policy=Policy(no_usage="estimate", empty_answer="free"),
+    )
+    assert verdict.amount == amount
+
+
+@pytest.mark.parametrize(
+    ("delivered", "quality", "amount"),
+    [
+        # 10 x 100 + 2000 x 200 = 401000 are reported, four times the hold. Seen: 10 and 2000.
+        (2_000, "exact", 401_000),
+        (1_000, "exact", 401_000),  # half of it seen is enough: 2 x 201000 > 401000
+        (990, "suspicious", 100_000),  # 2 x 199000 < 401000: estimated, and kept to the hold
+    ],
+)
+def test_cost_far_over_the_hold_is_believed_if_it_was_seen(
+    rule: Rule, delivered: int, quality: str, amount: int
+) -> None:
+    verdict = judge(
+        answer(Ending.WHOLE, reported(10, 2_000), delivered=delivered),
+        rule=rule,
+        grant=GRANT,
+        count_input=lambda: Count(10, ESTIMATE),
+        policy=Policy(no_usage="estimate", empty_answer="free"),
+    )
+    assert (verdict.quality, verdict.amount) == (quality, amount)
+
+
+@pytest.mark.parametrize(("lent", "amount"), [(0, 900), (600, 1_500), (2**53 - 1, 2_400)])
+def test_estimate_may_exceed_the_hold_by_what_was_lent(rule: Rule, lent: int, amount: int) -> None:
+    verdict = judge(
+        answer(Ending.CUT),
+        rule=rule,
+        grant=900,
+        count_input=lambda: Count(10, ESTIMATE),
+        policy=Policy(no_usage="estimate", empty_answer="free"),
+        lent=lent,
+    )
+    assert verdict.amount == amount
 
 
 def test_estimate_never_exceeds_the_hold(rule: Rule) -> None:

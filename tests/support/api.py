@@ -44,6 +44,8 @@ class Api:
             books=plane.books,
             accounts=plane.accounts,
             audit=plane.audit,
+            desk=plane.desk,
+            reconciler=plane.reconciler,
             admin_token=self.admin_token,
             now_ms=plane.clock.now_ms,
             new_event_id=clock.new_event_id,

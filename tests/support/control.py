@@ -12,8 +12,12 @@ from billing.books import PriceBooks
 from billing.db import migrate
 from billing.db.session import Database
 from billing.db.sqlite import SqliteHotDatabase
+from billing.holds.database import DatabaseHoldStore
 from billing.keys import Keys
+from billing.settlement.desk import Desk
+from billing.settlement.reconcile import Reconciler
 
+PROCESS = "process-of-the-test"
 NOON = 1_790_000_000_000  # an arbitrary moment, milliseconds since the epoch
 
 BOOK = """
@@ -86,6 +90,13 @@ class Control:
         self.books = PriceBooks(self.database, now_ms=clock.now_ms, monotonic=clock.monotonic)
         self.accounts = Accounts(self.database, self.hot, now_ms=clock.now_ms)
         self.audit = AuditTrail(self.database)
+        self.desk = Desk(
+            self.database,
+            DatabaseHoldStore(self.hot),
+            now_ms=clock.now_ms,
+            is_own=lambda process: process == PROCESS,
+        )
+        self.reconciler = Reconciler(self.database, now_ms=clock.now_ms)
         self._others: list[Control] = []
 
     def other_process(self) -> "Control":

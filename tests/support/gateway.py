@@ -88,6 +88,21 @@ on_client_gone = "drain"
 name = "stopped"
 on_client_gone = "stop"
 
+[[scenes]]
+name = "finished"
+on_exhausted = "finish"
+
+[[scenes]]
+name = "graceful"
+on_exhausted = "grace:1"
+
+[[providers]]
+name = "lax"
+kind = "openai"
+base_url = "{base_url}"
+api_key = "env:SCRIPTED_API_KEY"
+enforces_output_limit = false
+
 [[providers]]
 name = "scripted"
 kind = "openai"
@@ -143,6 +158,19 @@ targets = [{{ provider = "hasty", model = "m-hasty" }}]
 name = "m-nobody"
 max_output_tokens = 1000
 targets = [{{ provider = "nobody", model = "m-nobody" }}]
+
+[[models]]
+name = "m-lax"
+max_output_tokens = 1000
+targets = [{{ provider = "lax", model = "m-lax" }}]
+
+[[models]]
+name = "m-fallback"
+max_output_tokens = 1000
+targets = [
+    {{ provider = "nobody", model = "m-nobody" }},
+    {{ provider = "scripted", model = "m-second" }},
+]
 
 [[models]]
 name = "unpriced"
@@ -218,8 +246,10 @@ class GatewayProcess:
     # -- the process -------------------------------------------------------------------------
 
     def start(self, *, failpoint: str = "", at: int = 1) -> None:
-        """Start it and wait until it is ready."""
-        command = [*LLM_GATEWAY, "serve"]
+        """Start it and wait until it is ready; what a failed test left running is killed first."""
+        if self.running:
+            self.kill9()
+        command = self.command()
         if failpoint:
             script = REPOSITORY / "tests" / "support" / "serve_with_failpoints.py"
             command = [sys.executable, str(script), failpoint, str(at), "serve"]
@@ -233,6 +263,10 @@ class GatewayProcess:
                 stderr=subprocess.STDOUT,
             )
         until(self._ready, "the gateway to get ready")
+
+    def command(self) -> list[str]:
+        """What is run."""
+        return [*LLM_GATEWAY, "serve"]
 
     @property
     def environment(self) -> dict[str, str]:
@@ -366,8 +400,17 @@ class GatewayProcess:
 
     admin_token = ADMIN_TOKEN
 
+    def app_key(self, *accounts: str) -> str:
+        """A key of an internal service that names the paying account itself."""
+        value = {"kind": "app", "app": "forum", "default_scene": "agent", "accounts": accounts}
+        return str(self.admin("keys", value)["token"])
+
     def suspend(self, account: str, reason: str) -> None:
         self.admin(f"accounts/{account}/suspend", {"reason": reason})
+
+    def wait_refused(self, key: str) -> None:
+        """Until a key that was revoked is known to be; keys are cached for up to a second."""
+        until(lambda: self.get("/v1/models", key).status == 401 or None, "the key to be refused")
 
     # -- as an auditor -----------------------------------------------------------------------
 
@@ -394,6 +437,15 @@ class GatewayProcess:
         found = until(settled, f"{charges} charges of {account} to be settled")
         assert len(found) == charges
         return found
+
+    def wait_held(self, account: str, micro_credits: int) -> None:
+        """Until at least that much is held for the account."""
+
+        def held() -> bool | None:
+            with self.books() as books:
+                return books.held_micro_credits(account) >= micro_credits or None
+
+        until(held, f"{micro_credits} micro-credits to be held")
 
     def audit(self) -> None:
         """All that must hold once nothing is under way."""
@@ -461,6 +513,15 @@ class Auditor:
     def held(self, account: str) -> int:
         """Open holds of the account."""
         return self._number("SELECT count(*) FROM holds WHERE account = ?", account)
+
+    def held_micro_credits(self, account: str) -> int:
+        return self._number("SELECT held FROM accounts WHERE account = ?", account)
+
+    def progress(self, account: str) -> int:
+        """What the account's open holds say has been spent."""
+        return self._number(
+            "SELECT coalesce(sum(progress), 0) FROM holds WHERE account = ?", account
+        )
 
     def outbox(self, account: str) -> int:
         return self._number("SELECT count(*) FROM outbox WHERE account = ?", account)

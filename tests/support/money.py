@@ -1,5 +1,6 @@
 """Holds, finished calls and entries for tests of the money path, and a hot database on a real file."""
 
+import re
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
@@ -7,9 +8,9 @@ from itertools import count
 from pathlib import Path
 
 from billing.context import BillingContext, encode_context
+from billing.db import engine as engines
 from billing.db import migrate
-from billing.db.invariants import check_invariants
-from billing.db.sqlite import SqliteHotDatabase
+from billing.db.invariants import check_invariants, check_invariants_on
 from billing.events import (
     ChargeEvent,
     Finish,
@@ -21,8 +22,11 @@ from billing.events import (
 from billing.holds import HoldRequest
 from billing.ledger import Entry
 from pricing_rules.usage import Usage
+from tests.support.services import pg_rows
 
 T0 = 1_790_000_000_000  # milliseconds since the epoch
+
+Place = Path | str  # a SQLite file, or the address of a PostgreSQL database
 
 _ids = count(1)
 
@@ -122,25 +126,47 @@ def migrated(directory: Path) -> Path:
 
 
 @asynccontextmanager
-async def hot_database(path: Path) -> AsyncIterator[SqliteHotDatabase]:
+async def hot_database(place: Place) -> AsyncIterator[engines.Engine]:
     """A started hot database whose clock stands still; its invariants are checked at the end."""
-    hot = SqliteHotDatabase(path, clock=lambda: T0)
+    hot = engines.hot_database(url_of(place), clock=lambda: T0)
     await hot.start()
     try:
         yield hot
     finally:
         await hot.close()
-    with closing(sqlite3.connect(path)) as connection:
-        assert check_invariants(connection) == []
+    assert violations(place) == []
 
 
-def rows(path: Path, query: str, *values: object) -> list[tuple[object, ...]]:
-    """What a query finds, read from outside of the product."""
-    with closing(sqlite3.connect(path)) as connection:
+def url_of(place: Place) -> str:
+    """The address of a database, as the configuration takes it."""
+    return place if isinstance(place, str) else f"sqlite+aiosqlite:///{place}"
+
+
+def violations(place: Place) -> list[str]:
+    """What the invariants say."""
+    if isinstance(place, str):
+        return migrate.run_sync(place, check_invariants_on)
+    with closing(sqlite3.connect(place)) as connection:
+        return check_invariants(connection)
+
+
+def rows(place: Place, query: str, *values: object) -> list[tuple[object, ...]]:
+    """What a query finds, read from outside of the product; its marks are question marks."""
+    if isinstance(place, str):
+        return pg_rows(place, _numbered(query), *values)
+    with closing(sqlite3.connect(place)) as connection:
         return connection.execute(query, values).fetchall()
 
 
-def execute(path: Path, statement: str, *values: object) -> None:
+def execute(place: Place, statement: str, *values: object) -> None:
     """Change the database from outside of the product."""
-    with closing(sqlite3.connect(path)) as connection, connection:
+    if isinstance(place, str):
+        pg_rows(place, _numbered(statement), *values)
+        return
+    with closing(sqlite3.connect(place)) as connection, connection:
         connection.execute(statement, values)
+
+
+def _numbered(query: str) -> str:
+    numbers = count(1)
+    return re.sub(r"\?", lambda _: f"${next(numbers)}", query)

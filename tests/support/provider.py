@@ -218,6 +218,8 @@ class _Connection(asyncio.Protocol):
         transport = self._transport
         assert transport is not None
         for step in steps:
+            if transport.is_closing():
+                return
             if isinstance(step, bytes):
                 transport.write(step)
             elif isinstance(step, Gate):

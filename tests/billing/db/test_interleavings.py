@@ -253,4 +253,4 @@ def test_the_checks_see_what_is_wrong(tmp_path: Path) -> None:
             " VALUES ('c1', 2, 'alice', '', '', '', '', '', 1, '', '', '', 7, 7, '', 0, 0)"
         )
         problems = check_invariants(connection)
-    assert {problem.split()[0] for problem in problems} == {"R1", "R2", "R4", "R6"}
+    assert {problem.split()[0] for problem in problems} == {"R1", "R2", "R3", "R4", "R6"}

@@ -14,7 +14,7 @@ from billing.db.sqlite import SqliteHotDatabase
 from billing.holds import HoldBeat
 from billing.settlement.outbox import NotDurableError, Outbox
 from billing.settlement.recovery import Recovered, recover
-from billing.settlement.spool import Spool
+from billing.settlement.spool import Spool, everybody
 from billing.settlement.worker import LedgerWorker
 from tests.support.money import (
     T0,
@@ -146,7 +146,59 @@ async def test_neither_database_nor_spool_is_not_durable_until_it_is(
             await outbox.write(charge(new_id(), 2))
         await until(lambda: not outbox.database_away and outbox.spool_bytes() == 0)
     await hot.settle_pending(10)
-    assert amounts(path) == [-2]
+    assert amounts(path) == [-1, -2]
+
+
+async def test_what_neither_took_is_written_once_one_of_them_is_back(
+    hot: SqliteHotDatabase, path: Path, tmp_path: Path
+) -> None:
+    await hot.post([purchase(1000)])
+    paid, given_back = new_id(), new_id()
+    await asyncio.gather(hot.reserve(hold(paid)), hot.reserve(hold(given_back)))
+    blocked = tmp_path / "spool"
+    blocked.write_text("a file where the directory should be")
+    async with outbox_of(hot, blocked) as outbox:
+        async with database_away():
+            for finish in (charge(paid, 7), cancelled(given_back)):
+                with pytest.raises(NotDurableError):
+                    await outbox.write(finish)
+        await until(lambda: outbox.durable and not outbox.database_away)
+        await until(lambda: rows(path, "SELECT count(*) FROM usage") == [(2,)])
+    await hot.settle_pending(10)
+    assert rows(path, "SELECT balance, held FROM accounts") == [(993, 0)]
+
+
+async def test_what_neither_took_goes_to_the_spool_if_that_is_back_first(
+    hot: SqliteHotDatabase, path: Path, tmp_path: Path
+) -> None:
+    blocked = tmp_path / "spool"
+    blocked.write_text("a file where the directory should be")
+    async with outbox_of(hot, blocked) as outbox, database_away():
+        with pytest.raises(NotDurableError):
+            await outbox.write(charge(new_id(), 7))
+        blocked.unlink()
+        await until(lambda: outbox.durable and outbox.spool_bytes() > 0)
+        assert outbox.database_away
+    async with outbox_of(hot, blocked) as outbox:
+        assert await outbox.replay() == 1
+    await hot.settle_pending(10)
+    assert amounts(path) == [-7]
+
+
+async def test_what_neither_took_is_tried_once_more_at_the_end(
+    hot: SqliteHotDatabase, path: Path, tmp_path: Path
+) -> None:
+    blocked = tmp_path / "spool"
+    blocked.write_text("a file where the directory should be")
+    async with outbox_of(hot, blocked) as outbox:
+        async with database_away():
+            with pytest.raises(NotDurableError):
+                await outbox.write(charge(new_id(), 7))
+        blocked.unlink()
+    async with outbox_of(hot, blocked) as outbox:
+        await outbox.replay()
+    await hot.settle_pending(10)
+    assert amounts(path) == [-7]
 
 
 async def test_a_conflict_is_raised_and_quarantined(
@@ -204,8 +256,8 @@ async def test_replay_repeats_harmlessly_and_sets_conflicts_aside(
     await hot.settle_pending(10)
     async with outbox_of(hot, tmp_path / "spool") as outbox:
         assert await outbox.replay() == 0
-        assert await outbox.replay(others=True) == 3
-        assert await outbox.replay(others=True) == 0
+        assert await outbox.replay(everybody) == 3
+        assert await outbox.replay(everybody) == 0
     await hot.settle_pending(10)
     assert amounts(path) == [-1, -22]
     assert rows(path, "SELECT event_id, origin FROM quarantine ORDER BY 1") == [
@@ -223,9 +275,9 @@ async def test_replay_without_database_keeps_the_file(
     async with outbox_of(hot, tmp_path / "spool") as outbox:
         async with database_away():
             with pytest.raises(DatabaseUnavailableError):
-                await outbox.replay(others=True)
+                await outbox.replay(everybody)
         assert outbox.spool_bytes() > 0
-        assert await outbox.replay(others=True) == 1
+        assert await outbox.replay(everybody) == 1
     await hot.settle_pending(10)
     assert amounts(path) == [-1]
 

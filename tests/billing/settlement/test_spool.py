@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from billing import failpoints
-from billing.settlement.spool import Spool, SpoolError, encode_record, read_records
+from billing.settlement.spool import Spool, SpoolError, encode_record, everybody, read_records
 from tests.support.money import cancelled, charge, new_id
 
 
@@ -56,13 +56,13 @@ async def test_group_is_on_disk_when_append_returns(spool: Spool, tmp_path: Path
 
 async def test_sealed_files_are_left_until_done(spool: Spool) -> None:
     await spool.append(charge("a", 1))
-    (first,) = await spool.seal(others=False)
+    (first,) = await spool.seal()
     await spool.append(charge("b", 2))
-    both = await spool.seal(others=False)
+    both = await spool.seal()
     assert len(both) == 2
     assert first in both
     await spool.done(first, damaged=False)
-    (left,) = await spool.seal(others=False)
+    (left,) = await spool.seal()
     assert [f.event.context.event_id for f in (await spool.read(left)).finishes] == ["b"]
 
 
@@ -72,10 +72,10 @@ async def test_a_restart_under_the_same_name_overwrites_nothing(tmp_path: Path) 
         spool = Spool(directory, "p1")
         await spool.append(charge(event_id, 1))
         if event_id == "b":
-            await spool.seal(others=False)
+            await spool.seal()
         spool.close()
     spool = Spool(directory, "p1")
-    contents = [await spool.read(path) for path in await spool.seal(others=False)]
+    contents = [await spool.read(path) for path in await spool.seal()]
     assert sorted(f.event.context.event_id for c in contents for f in c.finishes) == [
         "a",
         "b",
@@ -88,8 +88,8 @@ async def test_other_processes_files_only_if_asked_for(spool: Spool, tmp_path: P
     other = Spool(tmp_path / "spool", "p2")
     await other.append(charge("a", 1))
     other.close()
-    assert await spool.seal(others=False) == []
-    assert len(await spool.seal(others=True)) == 1
+    assert await spool.seal() == []
+    assert len(await spool.seal(everybody)) == 1
 
 
 async def test_a_failed_fsync_is_no_success_and_leaves_good_records(
@@ -107,7 +107,7 @@ async def test_a_failed_fsync_is_no_success_and_leaves_good_records(
     finally:
         failpoints.hooks.clear()
     await spool.append(charge("c", 3))
-    contents = [await spool.read(path) for path in await spool.seal(others=False)]
+    contents = [await spool.read(path) for path in await spool.seal()]
     assert [f.event.context.event_id for c in contents for f in c.finishes] == ["a", "c"]
 
 
@@ -122,7 +122,7 @@ async def test_a_directory_that_cannot_be_made_is_an_error(tmp_path: Path) -> No
 
 async def test_a_damaged_file_is_kept_aside(spool: Spool) -> None:
     await spool.append(charge("a", 1))
-    (path,) = await spool.seal(others=False)
+    (path,) = await spool.seal()
     await spool.done(path, damaged=True)
     assert [p.suffix for p in path.parent.iterdir()] == [".damaged"]
     assert spool.bytes_waiting() == 0

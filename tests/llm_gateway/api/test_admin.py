@@ -18,8 +18,12 @@ READS = (
     "/admin/price-books/1/text",
     "/admin/price-books/explain?scene=a&provider=b&model=c",
     "/admin/holds",
+    "/admin/holds/hold_1",
     "/admin/outbox",
+    "/admin/outbox/event_1/2",
     "/admin/quarantine",
+    "/admin/quarantine/7",
+    "/admin/reconcile",
     "/admin/audit",
 )
 ACTS = (
@@ -33,6 +37,11 @@ ACTS = (
     "/admin/price-books/lint",
     "/admin/price-books/rollback",
     "/admin/price-books/1/activate",
+    "/admin/holds/hold_1/release",
+    "/admin/quarantine/7/replay",
+    "/admin/quarantine/7/discard",
+    "/admin/guard/rebuild",
+    "/admin/reconcile/repair",
 )
 USER_KEY = {"kind": "user", "account": "ada", "default_scene": "chat"}
 GRANT = {"account": "ada", "amount_micro_credits": 5_000_000}
@@ -55,6 +64,9 @@ def test_every_admin_address_is_listed_here() -> None:
         .replace("/ada", "/{account}")
         .replace("/key_1", "/{key_id}")
         .replace("/1", "/{version}")
+        .replace("/hold_1", "/{hold_id}")
+        .replace("/event_1/2", "/{event_id}/{revision}")
+        .replace("/7", "/{number}")
         for path in (*READS, *ACTS)
     }
     assert declared == listed

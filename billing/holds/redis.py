@@ -1,0 +1,820 @@
+"""Holds kept in Redis: one round trip to admit a call, whatever number of processes admits.
+
+Redis is derived state; the ledger and the processes' own knowledge of their calls bring it back
+(billing.holds.redis_recovery). A hold is removed only by a settlement's `apply`, whose balance
+contains the charge, or because its owner decided that nothing is charged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import suppress
+from functools import lru_cache
+from typing import TYPE_CHECKING, Final
+
+import hiredis
+import msgspec
+
+from billing.db.hot import DatabaseUnavailableError, HotDatabase
+from billing.holds import (
+    Applied,
+    Granted,
+    GuardUnavailableError,
+    HoldBeat,
+    HoldRequest,
+    Refused,
+)
+from billing.holds.redis_connection import (
+    RedisAddress,
+    RedisConnection,
+    RedisLine,
+    RedisUnavailableError,
+    Reply,
+    Word,
+    Words,
+)
+from billing.holds.redis_recovery import AWAY, DATABASE_SECONDS, Recovery
+from billing.holds.scripts import (
+    DIGESTS,
+    HOLDS_PATTERN,
+    MAX_EXACT,
+    SOURCES,
+    Code,
+    Script,
+    account_of,
+    keys_of,
+    saturated,
+)
+from billing.settlement.orphans import HeldCall
+
+if TYPE_CHECKING:
+    from collections.abc import (
+        AsyncIterator,
+        Callable,
+        Collection,
+        Coroutine,
+        Iterable,
+        Mapping,
+        Sequence,
+    )
+    from collections.abc import Set as AbstractSet
+
+    from billing.events import Finish
+    from billing.holds.ledger_view import AccountSnapshot, LedgerView
+
+PATIENCE_SECONDS: Final = 2.0  # the most that a call waits for Redis or a recovery
+LOADS_AT_ONCE: Final = 4  # each may keep two connections to the database
+RESEND_MS: Final = 5_000
+RECHECK_SECONDS: Final = 1.0  # of a refusal against the ledger, for each account
+SCAN_KEYS: Final = 1_000
+DROP_AGAIN_SECONDS: Final = (0.0, 5.0, 30.0)
+
+_SELECT: Final = {script: (b"EVALSHA", digest, b"2") for script, digest in DIGESTS.items()}
+_NOT_THE_SERVER: Final = ("READONLY", "NOAUTH", "MASTERDOWN")  # connect anew, wherever it leads
+_AGAIN: Final = -9
+_RESERVE: Final = _SELECT[Script.RESERVE]
+
+_log: Final = logging.getLogger(__name__)
+_pack: Final[Callable[[Words], bytes]] = hiredis.pack_command  # type: ignore[assignment]
+_keys: Final = lru_cache(maxsize=65_536)(keys_of)
+
+
+class _Hold:
+    """A call of this process: what it may tell Redis again when Redis forgot."""
+
+    __slots__ = ("account", "amount", "context", "process", "progress", "started_at")
+
+    def __init__(self, request: HoldRequest, amount: int) -> None:
+        self.account = request.account
+        self.amount = amount
+        self.progress = 0
+        self.process = request.process
+        self.started_at = request.started_at
+        self.context = request.context
+
+
+class _Entry(msgspec.Struct, frozen=True, kw_only=True):
+    """An account as Redis has it; None where Redis has nothing."""
+
+    account: str
+    epoch: int | None
+    seq: int | None
+    balance: int | None
+    held: int | None
+    holds: tuple[tuple[str, bytes], ...]  # id, "amount progress state process started_at"
+
+
+class RedisHoldStore:
+    """The HoldStore port on one Redis; what only the ledger can tell comes through `ledger`.
+
+    `process` is the registry's id of this process, `now_ms` gives milliseconds since the epoch.
+    `allow`: micro-credits that an account may hold, for each process, while Redis is away.
+    """
+
+    def __init__(  # noqa: PLR0913 - its parts, each by name
+        self,
+        address: RedisAddress,
+        ledger: LedgerView,
+        hot: HotDatabase,
+        *,
+        process: str,
+        now_ms: Callable[[], int],
+        call_seconds_max: float,
+        allow: int = 0,
+    ) -> None:
+        self._ledger = ledger
+        self._hot = hot
+        self._now_ms = now_ms
+        self._call_ms_max = round(call_seconds_max * 1000)
+        self._allow = allow
+        self._line = RedisLine(address, self._line_changed)
+        self._recovery = Recovery(
+            ledger,
+            self,
+            process=process,
+            identity=lambda: self._line.identity,
+            reconnect=self._line.reconnect,
+        )
+        self._mine: dict[str, _Hold] = {}  # not known to be recorded in the database
+        self._unheld: dict[str, _Hold] = {}  # granted while Redis was away, and not told to it yet
+        self._allowed: dict[str, int] = {}  # of an account, granted while Redis was away
+        self._loading: dict[str, asyncio.Task[bool]] = {}
+        self._loads = asyncio.Semaphore(LOADS_AT_ONCE)
+        self._rechecked: dict[str, float] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._run: asyncio.Task[None] | None = None
+
+    # -- life --------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Connect, and take part in keeping to the epoch; waits a moment for admission to open.
+
+        The registry must know the process. Raises RedisRefusedError if Redis must not keep holds
+        as it is set up; one that is only away is waited for in the background.
+        """
+        await self._line.start()
+        self._run = asyncio.create_task(self._recovery.run(), name="guard")
+        self._recovery.wake()
+        if self._line.connection is not None:
+            with suppress(RedisUnavailableError):
+                await self._recovery.opened()
+
+    async def close(self) -> None:
+        """Let go of Redis; the holds stay."""
+        tasks = [*self._tasks, *self._loading.values()]
+        if self._run is not None:
+            tasks.append(self._run)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._line.close()
+
+    @property
+    def process(self) -> str:
+        """The registry's id of this process; settable, for one that goes on under a new id."""
+        return self._recovery.process
+
+    @process.setter
+    def process(self, process: str) -> None:
+        self._recovery.process = process
+
+    @property
+    def problem(self) -> str | None:
+        """Why nobody can be admitted now; None: all is well."""
+        if self._line.connection is None:
+            return self._line.problem
+        return "holds are being brought back" if self._recovery.word is None else None
+
+    @property
+    def recoveries(self) -> int:
+        """How often this process declared the holds in Redis lost."""
+        return self._recovery.recoveries
+
+    async def rebuild(self, reason: str) -> None:
+        """Bring all holds back as after a loss: an admin asks, or a backup was restored.
+
+        Raises GuardUnavailableError.
+        """
+        try:
+            await self._recovery.fence(reason)
+        except AWAY as error:
+            raise GuardUnavailableError("the database is away") from error
+
+    # -- the port ----------------------------------------------------------------------------
+
+    async def reserve(self, request: HoldRequest) -> Granted | Refused:
+        """Grant min(wanted, balance - held) if that is at least the minimum."""
+        epoch, connection = self._recovery.word, self._line.connection
+        try:
+            if epoch is None or connection is None or request.account in self._recovery.suspended:
+                return await self._reserve_patiently(request)
+            reply = await connection.send_packed(_pack(_reserve_words(request, epoch)))
+            if type(reply) is int and reply >= 0:
+                self._mine[request.hold_id] = _Hold(request, reply)
+                return Granted(reply)
+            return await self._reserve_patiently(request)
+        except RedisUnavailableError:
+            return await self._reserve_patiently(request)
+        except asyncio.CancelledError:
+            # Granted or not, it is nobody's.
+            self._drop(request.account, request.hold_id, DROP_AGAIN_SECONDS)
+            raise
+
+    async def extend(self, hold_id: str, new_total: int) -> Granted | Refused:
+        """Raise a hold to `new_total` micro-credits, whole or not at all; never lowers it."""
+        hold = self._mine.get(hold_id)
+        if hold is None:
+            return Refused(reason="insufficient", balance=0, held=0, needed=new_total)
+        if hold_id in self._unheld:
+            return self._extend_allowed(hold, new_total)
+        suspended = int(hold.account in self._recovery.suspended)
+        total = min(new_total, MAX_EXACT)
+        try:
+            reply = await self._insist(hold.account, Script.EXTEND, (hold_id, total, suspended))
+        except RedisUnavailableError as error:
+            raise GuardUnavailableError(str(error)) from error
+        if isinstance(reply, int):
+            hold.amount = max(hold.amount, reply)
+            return Granted(reply)
+        if not reply:
+            return Refused(reason="insufficient", balance=0, held=0, needed=new_total)
+        more = new_total - hold.amount
+        return self._refused(hold.account, _numbers(reply), more)
+
+    async def heartbeat(self, beats: list[HoldBeat]) -> None:
+        """Note the progress of running calls; one script for each account, all in one write."""
+        by_account: dict[str, list[Word]] = {}
+        for beat in beats:
+            hold = self._mine.get(beat.hold_id)
+            if hold is None:
+                continue
+            hold.amount = max(hold.amount, beat.amount)
+            hold.progress = max(hold.progress, beat.progress)
+            if beat.hold_id not in self._unheld:
+                by_account.setdefault(hold.account, []).extend(
+                    (beat.hold_id, beat.amount, beat.progress)
+                )
+        if not by_account:
+            return
+        try:
+            await self._tell(Script.HEARTBEAT, by_account)
+        except RedisUnavailableError as error:
+            raise GuardUnavailableError(str(error)) from error
+
+    async def cancel(self, finish: Finish) -> None:
+        """Record that nothing is charged, then drop the hold.
+
+        Raises GuardUnavailableError if the database does not take it; Redis being away is no
+        hindrance, for what is recorded is applied by `resend`.
+        """
+        try:
+            await self._hot.cancel(finish)
+        except DatabaseUnavailableError as error:
+            raise GuardUnavailableError(str(error)) from error
+        self.recorded(finish)
+
+    def recorded(self, finish: Finish) -> None:
+        """The end of a call stands in the database (not only in the spool): to be told by the outbox.
+
+        From here on the database brings the hold back if Redis loses it.
+        """
+        context = finish.event.context
+        hold = self._mine.pop(context.event_id, None)
+        if not finish.cancelled:
+            return
+        if hold is not None and self._unheld.pop(context.event_id, None) is not None:
+            self._give_back(hold)
+        self._drop(context.account, context.event_id, (0.0,))
+
+    async def apply(self, applied: Sequence[Applied]) -> None:
+        """The word of a settlement, after its commit; balances only if newer, ids always."""
+        if not applied:
+            return
+        words: dict[str, list[Word]] = {}
+        for each in applied:
+            said: list[Word] = [
+                saturated(each.balance),
+                each.seq,
+                len(each.final_ids),
+                *each.final_ids,
+            ]
+            for hold_id, residual in each.estimates:
+                said += (hold_id, residual)
+            words[each.account] = said
+        try:
+            await self._tell(Script.APPLY, words)
+        except RedisUnavailableError as error:
+            raise GuardUnavailableError(str(error)) from error
+
+    async def resend(self) -> int:
+        """Apply what was lost on its way, for holds older than five seconds.
+
+        Also finds a ledger that is behind Redis, which only a restored backup can be: then all is
+        brought back. Raises GuardUnavailableError.
+        """
+        now, done = self._now_ms(), 0
+        try:
+            async for entries in self._scan(started_before=now - RESEND_MS):
+                await self._check_ahead(entries)
+                done += await self._apply_verdicts(entries, now)
+        except RedisUnavailableError as error:
+            raise GuardUnavailableError(str(error)) from error
+        except AWAY as error:
+            raise GuardUnavailableError("the database is away") from error
+        return done
+
+    async def refresh(self, accounts: Collection[str]) -> None:
+        """Tell Redis the balances of these accounts, after an entry that was no call's.
+
+        Raises GuardUnavailableError, and what a database that is away raises.
+        """
+        await self.apply(
+            [
+                Applied(account=account, balance=balance, seq=seq, final_ids=(), estimates=())
+                for account, (balance, seq) in (await self._ledger.balances(accounts)).items()
+            ]
+        )
+
+    # -- what a sweeper asks: billing.settlement.orphans.OrphanHolds ---------------------------
+
+    async def held_by_others(self, alive: AbstractSet[str], limit: int) -> list[HeldCall]:
+        """Holds of processes that are not `alive`; from now on nobody raises them.
+
+        Residuals, and calls with a charge or a cancellation recorded, are left out.
+        """
+        found: list[HeldCall] = []
+        try:
+            async for entries in self._scan(started_before=MAX_EXACT):
+                for entry in entries:
+                    ids = [hold_id for hold_id, head in entry.holds if _is_orphan(head, alive)]
+                    recorded = await self._ledger.recorded(ids) if ids else frozenset()
+                    unrecorded = [hold_id for hold_id in ids if hold_id not in recorded]
+                    if unrecorded:
+                        found += await self._claim(entry.account, unrecorded[: limit - len(found)])
+                    if len(found) >= limit:
+                        return found
+        except RedisUnavailableError as error:
+            raise GuardUnavailableError(str(error)) from error
+        return found
+
+    async def release_residuals(self, started_before: int) -> int:
+        """Nothing to do: `resend` drops residuals of calls that cannot run any more."""
+        return 0
+
+    # -- what the recovery asks --------------------------------------------------------------
+
+    async def register(self, epoch: int) -> int:
+        """Write this process's holds into Redis; how many were missing there."""
+        holds = self._unheld | self._mine
+        missing = await self._register(epoch, holds)
+        for hold_id in holds:
+            if (hold := self._unheld.pop(hold_id, None)) is not None:
+                self._give_back(hold)
+        return missing
+
+    async def _register(self, epoch: int, holds: Mapping[str, _Hold]) -> int:
+        if not holds:
+            return 0
+        words: dict[str, list[Word]] = {}
+        for hold_id, hold in holds.items():
+            process = self.process
+            words.setdefault(hold.account, []).extend(
+                (hold_id, hold.amount, hold.progress, process, hold.started_at, hold.context)
+            )
+        # First: an account that vanishes after this is one that was lost.
+        async with asyncio.timeout(DATABASE_SECONDS):
+            await self._ledger.raise_guard_epoch(words.keys(), epoch)
+        connection = await self._line.ready()
+        asked = [
+            connection.send(*_SELECT[Script.REGISTER], *_keys(account), epoch, *said)
+            for account, said in words.items()
+        ]
+        missing = 0
+        for reply in [_checked(await future, connection) for future in asked]:
+            assert isinstance(reply, int)
+            if reply == Code.LATER:
+                raise RedisUnavailableError("a later epoch has begun")
+            missing += reply
+        return missing
+
+    def _line_changed(self) -> None:
+        self._recovery.wake()
+
+    # -- asking Redis ------------------------------------------------------------------------
+
+    async def _reserve_patiently(self, request: HoldRequest) -> Granted | Refused:
+        account = request.account
+        suspended = account in self._recovery.suspended
+        least = MAX_EXACT if suspended else min(request.minimum, MAX_EXACT)
+        words: Words = (
+            request.hold_id,
+            least,
+            min(request.wanted, MAX_EXACT),
+            request.process,
+            request.started_at,
+            request.context,
+        )
+        try:
+            reply = await self._insist(account, Script.RESERVE, words)
+            if isinstance(reply, list) and await self._was_stale(account, _numbers(reply)):
+                reply = await self._insist(account, Script.RESERVE, words)
+        except RedisUnavailableError as error:
+            return self._allow_or_raise(request, error)
+        if isinstance(reply, int):
+            self._mine[request.hold_id] = _Hold(request, reply)
+            return Granted(reply)
+        balance_and_held = _numbers(reply)
+        if reply is None and request.minimum <= 0 and not suspended:
+            return Granted(0)  # no account, and nothing to hold
+        return self._refused(account, balance_and_held, request.minimum)
+
+    def _refused(self, account: str, balance_and_held: tuple[int, int], needed: int) -> Refused:
+        balance, held = balance_and_held
+        if account in self._recovery.suspended:
+            return Refused(reason="suspended", balance=balance, held=held, needed=needed)
+        if balance >= needed:
+            return Refused(reason="held", balance=balance, held=held, needed=needed)
+        return Refused(reason="insufficient", balance=balance, held=held, needed=needed)
+
+    async def _insist(self, account: str, script: Script, words: Words) -> Reply:
+        """The script's answer, through reconnects, recoveries and accounts that are to be loaded.
+
+        None: the account has no row. Raises RedisUnavailableError.
+        """
+        try:
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                while True:
+                    connection = await self._line.ready()
+                    try:
+                        reply = await self._try(connection, account, script, words)
+                    except RedisUnavailableError:
+                        if connection.is_open:
+                            raise
+                        continue  # idempotent; `ready` says when it is enough
+                    if reply != _AGAIN:
+                        return reply
+        except TimeoutError:
+            raise RedisUnavailableError("Redis is too slow") from None
+        except AWAY as error:
+            raise RedisUnavailableError("the database is away") from error
+
+    async def _try(
+        self, connection: RedisConnection, account: str, script: Script, words: Words
+    ) -> Reply:
+        """Ask once; _AGAIN after mending what stood in the way."""
+        epoch = await self._recovery.opened()
+        reply = await connection.send(*_SELECT[script], *_keys(account), epoch, *words)
+        if isinstance(reply, hiredis.ReplyError):
+            await self._mend(connection, reply)
+        elif not isinstance(reply, int) or reply >= 0:
+            return reply
+        elif reply == Code.LATER:
+            await self._follow(connection, account)
+        elif not await self._load(account):
+            return None
+        return _AGAIN
+
+    async def _mend(self, connection: RedisConnection, reply: hiredis.ReplyError) -> None:
+        """After an error that may be gone at the next try; raises RedisUnavailableError if not."""
+        if not str(reply).startswith("NOSCRIPT"):
+            _checked(reply, connection)
+        for source in SOURCES.values():
+            _checked(await connection.send("SCRIPT", "LOAD", source), connection)
+
+    async def _follow(self, connection: RedisConnection, account: str) -> None:
+        """Redis knows a later epoch of an account than this process."""
+        found = await connection.send("HGET", keys_of(account)[0], "epoch")
+        await self._recovery.behind(int(found) if isinstance(found, bytes) else 0)
+
+    async def _tell(self, script: Script, words: Mapping[str, Sequence[Word]]) -> None:
+        """A script for each account, in one write; what is not admitted now is left out."""
+        connection, epoch = self._line.connection, self._recovery.word
+        if connection is None:
+            raise RedisUnavailableError(self._line.problem)
+        if epoch is None:
+            raise RedisUnavailableError("holds are being brought back into Redis")
+        select = _SELECT[script]
+        asked = [
+            (account, connection.send(*select, *_keys(account), epoch, *said))
+            for account, said in words.items()
+        ]
+        for account, future in asked:
+            reply = await future
+            if isinstance(reply, hiredis.ReplyError):
+                await self._mend(connection, reply)
+                raise RedisUnavailableError("Redis had to be given its scripts again")
+            if reply == Code.LATER:
+                self._recovery.wake()
+            elif reply == Code.ABSENT and script is Script.HEARTBEAT:
+                self._start(self._suspect(account))
+
+    async def _suspect(self, account: str) -> None:
+        """A running call's account is absent: load it, which finds out whether Redis lost it."""
+        with suppress(RedisUnavailableError, *AWAY):
+            await self._load(account)
+
+    def _drop(self, account: str, hold_id: str, after: Iterable[float]) -> None:
+        """Drop a hold that is nobody's, without waiting.
+
+        More than once where a command that would make it may still be on its way.
+        """
+        self._mine.pop(hold_id, None)
+        first, *later = after
+        connection = self._line.connection
+        if connection is not None and first == 0:
+            future = connection.send(*_SELECT[Script.CANCEL], *_keys(account), hold_id)
+            future.add_done_callback(_forget)
+        if later:
+            self._start(self._drop_again(account, hold_id, later))
+
+    async def _drop_again(self, account: str, hold_id: str, after: list[float]) -> None:
+        for seconds in after:
+            await asyncio.sleep(seconds)
+            self._drop(account, hold_id, (0.0,))
+
+    def _start(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # -- loading accounts --------------------------------------------------------------------
+
+    async def _load(self, account: str) -> bool:
+        """Bring an account into Redis, once for all who wait; False: it has no row."""
+        task = self._loading.get(account)
+        if task is None:
+            task = asyncio.create_task(self._load_locked(account))
+            self._loading[account] = task
+            task.add_done_callback(lambda done: self._loaded(account, done))
+        # Each waits by itself: who leaves does not end it for the others.
+        await asyncio.wait([task])
+        return task.result()
+
+    def _loaded(self, account: str, task: asyncio.Task[bool]) -> None:
+        self._loading.pop(account, None)
+        if not task.cancelled():
+            task.exception()  # whoever waits has it; nobody may be left
+
+    async def _load_locked(self, account: str) -> bool:
+        async with (
+            self._loads,
+            asyncio.timeout(DATABASE_SECONDS),
+            self._ledger.account_lock(account),
+        ):
+            return await self._judge_and_load(account)
+
+    async def _judge_and_load(self, account: str) -> bool:
+        """Tell an account that was never here from one that was lost; see DESIGN, MISS."""
+        connection = await self._line.ready()
+        word = await self._recovery.opened()
+        epoch = int(word)
+        known = await self._ledger.guard_epoch(account)
+        if known is None:
+            return False
+        entry = await self._entry(connection, account)
+        if entry.epoch == epoch and entry.balance is not None:
+            return True  # somebody was quicker
+        if known > epoch:
+            await self._recovery.look()
+            return True
+        if entry.epoch != epoch and known == epoch:
+            await self._recovery.lost(epoch, "an account vanished from Redis")
+            return True
+        guard = await self._ledger.guard()
+        if guard is None or guard.epoch != epoch:
+            await self._recovery.look()
+            return True
+        await self._ledger.raise_guard_epoch([account], epoch)
+        since = self._now_ms() - self._call_ms_max
+        snapshot = await self._ledger.snapshot(account, residuals_since=since)
+        if snapshot is None:
+            return False
+        words = _load_words(snapshot)
+        reply = await connection.send(*_SELECT[Script.LOAD], *_keys(account), word, *words)
+        if _checked(reply, connection) == Code.LATER:
+            await self._recovery.look()
+        return True
+
+    async def _was_stale(self, account: str, balance_and_held: tuple[int, int]) -> bool:
+        """Whether a refusal rested on a balance that the ledger has left behind; now and then."""
+        now = asyncio.get_running_loop().time()
+        if now - self._rechecked.get(account, -RECHECK_SECONDS) < RECHECK_SECONDS:
+            return False
+        if len(self._rechecked) > 10_000:
+            self._rechecked.clear()
+        self._rechecked[account] = now
+        try:
+            async with asyncio.timeout(PATIENCE_SECONDS / 2):
+                found = (await self._ledger.balances([account])).get(account)
+                if found is None or saturated(found[0]) == balance_and_held[0]:
+                    return False
+                balance, seq = found
+                await self.apply(
+                    [Applied(account=account, balance=balance, seq=seq, final_ids=(), estimates=())]
+                )
+        except (GuardUnavailableError, *AWAY):
+            return False
+        return True
+
+    # -- Redis away: allow -------------------------------------------------------------------
+
+    def _allow_or_raise(
+        self, request: HoldRequest, error: RedisUnavailableError
+    ) -> Granted | Refused:
+        """Grant out of what the settings allow while Redis is away, else refuse to decide."""
+        account = request.account
+        used = self._allowed.get(account, 0)
+        amount = min(request.wanted, self._allow - used)
+        known = self._mine.get(request.hold_id)
+        if known is not None:
+            return Granted(known.amount)
+        if amount < request.minimum or account in self._recovery.suspended or not self._allow:
+            self._drop(account, request.hold_id, DROP_AGAIN_SECONDS)
+            raise GuardUnavailableError(str(error)) from error
+        self._allowed[account] = used + amount
+        hold = self._mine[request.hold_id] = _Hold(request, amount)
+        self._unheld[request.hold_id] = hold
+        self._start(self._hold_later())
+        return Granted(amount)
+
+    def _extend_allowed(self, hold: _Hold, new_total: int) -> Granted:
+        more = max(0, new_total - hold.amount)
+        used = self._allowed.get(hold.account, 0)
+        if used + more > self._allow:
+            raise GuardUnavailableError("Redis is away, and what is allowed meanwhile is used up")
+        self._allowed[hold.account] = used + more
+        hold.amount += more
+        return Granted(hold.amount)
+
+    def _give_back(self, hold: _Hold) -> None:
+        left = self._allowed.get(hold.account, 0) - hold.amount
+        if left > 0:
+            self._allowed[hold.account] = left
+        else:
+            self._allowed.pop(hold.account, None)
+
+    async def _hold_later(self) -> None:
+        """Once Redis is back: tell it what was granted without it."""
+        while self._unheld:
+            await asyncio.sleep(RECHECK_SECONDS / 2)
+            word = self._recovery.word
+            if self._line.connection is None or word is None:
+                continue
+            holds = dict(self._unheld)
+            with suppress(RedisUnavailableError, *AWAY):
+                await self._register(int(word), holds)
+                for hold_id in holds:
+                    if (hold := self._unheld.pop(hold_id, None)) is not None:
+                        self._give_back(hold)
+
+    # -- looking through Redis ---------------------------------------------------------------
+
+    async def _scan(self, *, started_before: int) -> AsyncIterator[list[_Entry]]:
+        """All accounts that hold something, and those of their holds that began before."""
+        cursor: Word = 0
+        while True:
+            connection = await self._line.ready()
+            reply = _checked(
+                await connection.send("SCAN", cursor, "MATCH", HOLDS_PATTERN, "COUNT", SCAN_KEYS),
+                connection,
+            )
+            assert isinstance(reply, list)
+            assert isinstance(reply[0], bytes)
+            assert isinstance(reply[1], list)
+            cursor = reply[0]
+            names = [account_of(key) for key in reply[1] if isinstance(key, bytes)]
+            asked = [
+                connection.send(*_SELECT[Script.LIST], *_keys(name), started_before)
+                for name in names
+            ]
+            entries = [
+                _entry(name, _checked(await future, connection))
+                for name, future in zip(names, asked, strict=True)
+            ]
+            if entries:
+                yield entries
+            if cursor == b"0":
+                return
+
+    async def _entry(self, connection: RedisConnection, account: str) -> _Entry:
+        reply = await connection.send(*_SELECT[Script.LIST], *_keys(account), 0)
+        return _entry(account, _checked(reply, connection))
+
+    async def _check_ahead(self, entries: list[_Entry]) -> None:
+        epoch = self._recovery.epoch
+        known = {e.account: e.seq for e in entries if e.seq is not None and e.epoch == epoch}
+        found = await self._ledger.balances(known)
+        ahead = [name for name, seq in known.items() if seq > found.get(name, (0, 0))[1]]
+        if ahead:
+            await self._recovery.lost(epoch, "Redis is ahead of the ledger: was a backup restored?")
+
+    async def _apply_verdicts(self, entries: list[_Entry], now: int) -> int:
+        ids = [hold_id for entry in entries for hold_id, _ in entry.holds]
+        if not ids:
+            return 0
+        recorded = await self._ledger.recorded(ids)
+        wanted: dict[str, list[str]] = {}
+        for entry in entries:
+            mine = [hold_id for hold_id, _ in entry.holds if hold_id in recorded]
+            if mine:
+                wanted[entry.account] = mine
+        if not wanted:
+            return 0
+        said = await self._ledger.verdicts(wanted, residuals_since=now - self._call_ms_max)
+        await self.apply(said)
+        return sum(len(each.final_ids) for each in said)
+
+    async def _claim(self, account: str, ids: list[str]) -> list[HeldCall]:
+        connection = await self._line.ready()
+        reply = _checked(
+            await connection.send(*_SELECT[Script.CLAIM], *_keys(account), *ids), connection
+        )
+        assert isinstance(reply, list)
+        words = [word for word in reply if isinstance(word, bytes)]
+        return [
+            _held_call(account, hold_id.decode(), value)
+            for hold_id, value in zip(words[::2], words[1::2], strict=True)
+        ]
+
+
+def _reserve_words(request: HoldRequest, epoch: bytes) -> Words:
+    return (
+        *_RESERVE,
+        *_keys(request.account),
+        epoch,
+        request.hold_id,
+        request.minimum,
+        min(request.wanted, MAX_EXACT),
+        request.process,
+        request.started_at,
+        request.context,
+    )
+
+
+def _load_words(snapshot: AccountSnapshot) -> list[Word]:
+    words: list[Word] = [saturated(snapshot.balance), snapshot.seq]
+    for hold in snapshot.holds:
+        state = "r" if hold.is_residual else "e"
+        words += (hold.hold_id, min(hold.amount, MAX_EXACT), state, hold.started_at)
+    return words
+
+
+def _checked(reply: Reply, connection: RedisConnection) -> Reply:
+    """A reply that is no error; raises RedisUnavailableError."""
+    if isinstance(reply, hiredis.ReplyError):
+        code = str(reply).partition(" ")[0]
+        if code in _NOT_THE_SERVER:
+            connection.abort(f"Redis says {code}")
+        raise RedisUnavailableError(f"Redis says {code}")
+    return reply
+
+
+def _numbers(reply: Reply) -> tuple[int, int]:
+    """Balance and held of a refusal; nothing at all for an account without a row."""
+    if reply is None:
+        return 0, 0
+    assert isinstance(reply, list)
+    balance, held = reply
+    assert isinstance(balance, int)
+    assert isinstance(held, int)
+    return balance, held
+
+
+def _entry(account: str, reply: Reply) -> _Entry:
+    assert isinstance(reply, list)
+    words = [word for word in reply if isinstance(word, bytes)]
+    epoch, seq, balance, held = (int(word) if word else None for word in words[:4])
+    ids = [word.decode() for word in words[4::2]]
+    return _Entry(
+        account=account,
+        epoch=epoch,
+        seq=seq,
+        balance=balance,
+        held=held,
+        holds=tuple(zip(ids, words[5::2], strict=True)),
+    )
+
+
+def _is_orphan(head: bytes, alive: AbstractSet[str]) -> bool:
+    """A live or claimed hold of a process that is gone; "-" is nobody: the ledger brought it."""
+    _, _, state, process, _ = head.split(b" ")
+    return state in (b"l", b"s") and process != b"-" and process.decode() not in alive
+
+
+def _held_call(account: str, hold_id: str, value: bytes) -> HeldCall:
+    amount, progress, _, process, _, context = value.split(b" ", 5)
+    return HeldCall(
+        hold_id=hold_id,
+        account=account,
+        amount=int(amount),
+        progress=int(progress),
+        process=process.decode(),
+        context=context,
+    )
+
+
+def _forget(future: asyncio.Future[Reply]) -> None:
+    """A command that nobody waits for: what is lost of it is sent again or applied by `resend`."""
+    if not future.cancelled():
+        future.exception()

@@ -1,0 +1,62 @@
+"""Pure: what a batch of settled calls adds to the hourly usage, one row for each group of calls."""
+
+from collections.abc import Sequence
+from typing import Final
+
+from msgspec.structs import astuple
+
+from billing.db.invariants import HOUR_MS, ROLLUP_KEY, ROLLUP_SUMS
+from billing.events import ChargeEvent
+
+Value = str | int
+
+COLUMNS: Final = ", ".join((*ROLLUP_KEY, *ROLLUP_SUMS))
+
+_KEY_WIDTH: Final = len(ROLLUP_KEY)
+
+
+class Rollup:
+    """Sums by account, hour of the call's begin, key, app, scene, provider and model sent.
+
+    A final that takes the place of an estimate is added, and the estimate taken back: the two may
+    lie in different groups. What comes out is to be added to what a group has.
+    """
+
+    __slots__ = ("_groups",)
+
+    def __init__(self) -> None:
+        # The counts of each call, summed at the end: column by column is quicker than call by call.
+        self._groups: dict[tuple[Value, ...], list[tuple[int, ...]]] = {}
+
+    def add(self, event: ChargeEvent) -> None:
+        """A call was charged."""
+        context = event.context
+        started_at = context.started_at
+        key = (
+            context.account,
+            started_at - started_at % HOUR_MS,
+            context.key_id,
+            context.app,
+            context.scene,
+            context.provider,
+            context.model_sent,
+        )
+        counts = (*astuple(event.usage), event.amount, 1)
+        group = self._groups.get(key)
+        if group is None:
+            self._groups[key] = [counts]
+        else:
+            group.append(counts)
+
+    def take_back(self, row: Sequence[Value]) -> None:
+        """What was charged of a call holds no more; `row` has COLUMNS, its `calls` is 1."""
+        counts = tuple(-int(value) for value in row[_KEY_WIDTH:])
+        self._groups.setdefault(tuple(row[:_KEY_WIDTH]), []).append(counts)
+
+    def rows(self) -> list[tuple[Value, ...]]:
+        """COLUMNS of each group that changes, in one order for all: two writers cannot deadlock."""
+        return [(*key, *sums) for key in sorted(self._groups) if any(sums := self._sums(key))]
+
+    def _sums(self, key: tuple[Value, ...]) -> tuple[int, ...]:
+        counts = self._groups[key]
+        return counts[0] if len(counts) == 1 else tuple(map(sum, zip(*counts, strict=True)))

@@ -1,0 +1,175 @@
+"""The registry on both databases: heartbeats, death, rebirth, a restored backup, an outage."""
+
+from collections.abc import AsyncIterator
+from itertools import count
+from pathlib import Path
+
+import pytest
+from sqlalchemy import delete, select, update
+
+from billing.db.session import Database
+from billing.db.tables import processes
+from billing.settlement.registry import AWAY, Beat, Pace, Registration, end_others, living
+from tests.support.money import T0, migrated
+
+PACE = Pace(beat_seconds=2, admit_seconds=10, dead_seconds=15)
+
+
+class Clock:
+    """A monotonic clock that stands still until it is moved (seconds)."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+async def database(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Database]:
+    if request.param == "sqlite":
+        url = f"sqlite+aiosqlite:///{migrated(tmp_path)}"
+    else:
+        url = request.getfixturevalue("postgres_url")
+    database = Database(url)
+    yield database
+    await database.dispose()
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+def registration(database: Database, clock: Clock, process: str = "p1") -> Registration:
+    lives = count(2)
+    return Registration(
+        database,
+        process=process,
+        new_id=lambda: f"{process}-{next(lives)}",
+        now_ms=lambda: T0,
+        monotonic=clock,
+        pace=PACE,
+    )
+
+
+async def declare_dead(database: Database, process: str) -> None:
+    async with database.write() as connection:
+        await connection.execute(
+            update(processes).where(processes.c.process == process).values(ended_at=T0)
+        )
+
+
+async def heartbeats(database: Database, process: str) -> int:
+    async with database.read() as connection:
+        wanted = select(processes.c.heartbeats).where(processes.c.process == process)
+        return int((await connection.execute(wanted)).scalar_one())
+
+
+async def test_nobody_is_alive_before_the_row_is_there(database: Database, clock: Clock) -> None:
+    one = registration(database, clock)
+    assert not one.alive
+    await one.register()
+    assert one.alive
+    assert await living(database) == {"p1"}
+
+
+async def test_every_beat_is_counted(database: Database, clock: Clock) -> None:
+    one = registration(database, clock)
+    await one.register()
+    assert [await one.beat() for _ in range(3)] == [Beat.ALIVE] * 3
+    assert await heartbeats(database, "p1") == 3
+
+
+async def test_admission_ends_ten_seconds_after_the_last_beat(
+    database: Database, clock: Clock
+) -> None:
+    one = registration(database, clock)
+    await one.register()
+    clock.now += 9.9
+    assert one.alive
+    clock.now += 0.1
+    assert not one.alive
+    assert await one.beat() is Beat.ALIVE
+    assert one.alive
+
+
+async def test_a_dead_process_learns_it_and_goes_on_under_another_id(
+    database: Database, clock: Clock
+) -> None:
+    one = registration(database, clock)
+    await one.register()
+    await declare_dead(database, "p1")
+    assert await one.beat() is Beat.DEAD
+    assert await one.reborn() == "p1"
+    assert one.process == "p1-2"
+    assert one.alive
+    assert await one.beat() is Beat.ALIVE
+    assert await living(database) == {"p1-2"}
+
+
+async def test_a_beat_never_brings_a_dead_row_back(database: Database, clock: Clock) -> None:
+    one = registration(database, clock)
+    await one.register()
+    await declare_dead(database, "p1")
+    await one.beat()
+    assert await heartbeats(database, "p1") == 0
+    assert await living(database) == frozenset()
+
+
+async def test_a_row_that_went_back_is_a_restored_backup(database: Database, clock: Clock) -> None:
+    one = registration(database, clock)
+    await one.register()
+    for _ in range(5):
+        await one.beat()
+    async with database.write() as connection:
+        await connection.execute(update(processes).values(heartbeats=2))
+    assert await one.beat() is Beat.REWOUND
+    await one.resume()
+    assert one.process == "p1"
+    assert await heartbeats(database, "p1") == 6
+    assert await one.beat() is Beat.ALIVE
+
+
+async def test_a_row_that_is_gone_is_a_restored_backup(database: Database, clock: Clock) -> None:
+    one = registration(database, clock)
+    await one.register()
+    await one.beat()
+    async with database.write() as connection:
+        await connection.execute(delete(processes))
+    assert await one.beat() is Beat.REWOUND
+    await one.resume()
+    assert await living(database) == {"p1"}
+    assert await one.beat() is Beat.ALIVE
+
+
+async def test_who_leaves_is_no_longer_alive(database: Database, clock: Clock) -> None:
+    one = registration(database, clock)
+    await one.register()
+    await one.leave()
+    assert not one.alive
+    assert await living(database) == frozenset()
+
+
+async def test_who_has_the_lock_ends_all_others(database: Database, clock: Clock) -> None:
+    for process in ("old-1", "old-2", "new"):
+        await registration(database, clock, process).register()
+    await end_others(database, "new", T0)
+    assert await living(database) == {"new"}
+
+
+async def test_a_database_that_is_away_is_no_death(tmp_path: Path, clock: Clock) -> None:
+    database = Database(f"sqlite+aiosqlite:///{migrated(tmp_path)}")
+    one = registration(database, clock)
+    await one.register()
+    await database.dispose()
+    away = Database("postgresql+asyncpg://postgres@127.0.0.1:9/nowhere")
+    one._database = away
+    assert await one.beat() is Beat.AWAY
+    assert one.alive
+    with pytest.raises(AWAY):
+        await one.reborn()
+    assert not one.alive
+    assert one.process == "p1"
+    await one.leave()
+    await away.dispose()

@@ -1,0 +1,320 @@
+"""Several gateways and workers on one PostgreSQL: each may die, or seem to, and the others go on."""
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.fleet import Fleet, FleetGateway, fleet
+from tests.support.gateway import TestAccount, until
+from tests.support.provider import (
+    DONE,
+    LAST_CHUNK,
+    STREAM_HEAD,
+    Gate,
+    ScriptedProvider,
+    delta,
+    event,
+    json_answer,
+    usage,
+    usage_event,
+)
+from tests.support.rawhttp import RawClient, chat, request
+from tests.support.services import PostgresServer
+
+WORKER_APART = "\n[ledger_worker]\nembedded = false\n"
+FIRST = event(delta("one"))
+# 2 for each of 100 tokens of the prompt, 8 for each of 20 of the answer.
+REST = [
+    event(delta("two")),
+    event(delta(None, finish="stop")),
+    usage_event(usage(100, 20)),
+    DONE + LAST_CHUNK,
+]
+WHOLE_PRICE = 360
+JSON_PRICE = 64  # of json_answer()
+
+
+@pytest.fixture
+def processes(
+    durable_postgres: PostgresServer, provider: ScriptedProvider, tmp_path: Path
+) -> Iterator[Fleet]:
+    url = durable_postgres.new_database()
+    with fleet(tmp_path, provider.base_url, url) as started:
+        yield started
+    durable_postgres.drop_database(url)
+
+
+class Stream:
+    """A streamed call that waits in its middle until the test opens its gate."""
+
+    def __init__(
+        self,
+        gateway: FleetGateway,
+        provider: ScriptedProvider,
+        account: TestAccount,
+        name: str,
+        stack: contextlib.ExitStack,
+    ) -> None:
+        self.name = name
+        self.gate = Gate()
+        script = provider.script(STREAM_HEAD, FIRST, self.gate, *REST)
+        self.client: RawClient = stack.enter_context(gateway.connect())
+        self.client.send(
+            request(
+                body=chat(stream=True, x_script=script),
+                key=account.key,
+                headers={"X-Request-Id": name},
+            )
+        )
+        self.client.read_until(b'"one"')
+
+    def finish(self) -> bytes:
+        """Let it go on to its end, whichever that is; all that came after the first word."""
+        self.gate.open()
+        reply = b""
+        with contextlib.suppress(AssertionError):  # it ends before
+            reply = self.client.read_until(LAST_CHUNK)
+        return reply
+
+
+def wait_progress(processes: Fleet, calls: int) -> None:
+    """Until so many holds know what their call has cost so far."""
+    until(
+        lambda: processes.number("SELECT count(*) FROM holds WHERE progress > 0") >= calls or None,
+        f"the progress of {calls} calls",
+    )
+
+
+def wait_estimates(processes: Fleet, calls: int) -> None:
+    until(
+        lambda: processes.number("SELECT count(*) FROM usage WHERE revision = 1") >= calls or None,
+        f"{calls} estimates",
+    )
+
+
+@pytest.mark.timeout(90)
+def test_calls_of_a_killed_gateway_become_estimates_and_others_go_on(
+    processes: Fleet, provider: ScriptedProvider
+) -> None:
+    doomed, other = processes.gateway(WORKER_APART), processes.gateway(WORKER_APART)
+    processes.worker()
+    processes.worker()
+    account = doomed.account()
+    with contextlib.ExitStack() as stack:
+        lost = [Stream(doomed, provider, account, f"lost-{n}", stack) for n in range(2)]
+        kept = Stream(other, provider, account, "kept", stack)
+        wait_progress(processes, 3)
+        doomed.kill9()
+        wait_estimates(processes, 2)
+        assert b"[DONE]" in kept.finish()
+    processes.wait_settled()
+    words = processes.usage(account)
+    by_name = {name: (revision, amount) for name, revision, amount in words}
+    assert len(words) == 3
+    assert by_name["kept"] == (2, WHOLE_PRICE)
+    assert {by_name[each.name][0] for each in lost} == {1}
+    assert processes.spent(account) == sum(amount for _, _, amount in words)
+    # What the estimates left is held until no call can last so long: a zombie may still come.
+    assert processes.number("SELECT count(*) FROM holds WHERE state = 'residual'") == 2
+    # The other one still serves, and its charges are settled.
+    assert other.call(chat(x_script=provider.script(*json_answer())), account.key).status == 200
+    processes.wait_settled()
+    assert len(processes.usage(account)) == 4
+    processes.audit()
+
+
+@pytest.mark.timeout(90)
+def test_a_zombie_is_estimated_then_corrected_by_its_final(
+    processes: Fleet, provider: ScriptedProvider
+) -> None:
+    zombie = processes.gateway(WORKER_APART)
+    processes.worker()
+    processes.worker()
+    account = zombie.account()
+    with contextlib.ExitStack() as stack:
+        call = Stream(zombie, provider, account, "stalled", stack)
+        wait_progress(processes, 1)
+        zombie.pause()
+        wait_estimates(processes, 1)
+        processes.wait_settled()
+        [(_, _, estimate)] = processes.usage(account)
+        assert processes.spent(account) == estimate
+        zombie.resume()
+        assert b"[DONE]" in call.finish()
+        processes.wait_settled()
+        assert processes.usage(account) == [
+            ("stalled", 1, estimate),
+            ("stalled", 2, WHOLE_PRICE),
+        ]
+        assert processes.spent(account) == WHOLE_PRICE
+        assert processes.held(account) == 0
+        # It goes on under another id and takes calls again.
+        until(lambda: zombie.get("/readyz").status == 200 or None, "the zombie to serve again")
+        script = provider.script(*json_answer())
+        assert zombie.call(chat(x_script=script), account.key).status == 200
+    processes.wait_settled()
+    assert processes.spent(account) == WHOLE_PRICE + JSON_PRICE
+    assert processes.number("SELECT count(*) FROM processes WHERE ended_at IS NULL") == 1
+    processes.audit()
+    assert "declared dead" in zombie.output
+    assert "Traceback" not in zombie.output
+
+
+@pytest.mark.timeout(90)
+def test_killed_worker_leaves_its_work_to_the_other(
+    processes: Fleet, provider: ScriptedProvider
+) -> None:
+    gateway = processes.gateway(WORKER_APART)
+    first, second = processes.worker(), processes.worker()
+    account = gateway.account()
+    for number in range(10):
+        if number == 5:
+            first.kill9()
+        script = provider.script(*json_answer())
+        assert gateway.call(chat(x_script=script), account.key).status == 200
+    processes.wait_settled()
+    assert processes.spent(account) == 10 * JSON_PRICE
+    assert processes.held(account) == 0
+    assert second.stop() == 0
+    assert "Traceback" not in second.output
+    processes.audit()
+
+
+@pytest.mark.timeout(90)
+def test_one_of_several_gateways_settles_and_another_follows(
+    processes: Fleet, provider: ScriptedProvider
+) -> None:
+    gateways = [processes.gateway(), processes.gateway(), processes.gateway()]
+    account = gateways[0].account()
+    script = provider.script(*json_answer())
+    for gateway in gateways:
+        assert gateway.call(chat(x_script=script), account.key).status == 200
+    processes.wait_settled()
+    elected = [each for each in gateways if "has the duty" in each.output]
+    assert len(elected) == 1
+    elected[0].kill9()
+    left = [each for each in gateways if each not in elected]
+    for gateway in left:
+        assert gateway.call(chat(x_script=script), account.key).status == 200
+    processes.wait_settled()
+    assert processes.spent(account) == 5 * JSON_PRICE
+    processes.audit()
+    assert [gateway.stop() for gateway in left] == [0, 0]
+
+
+@pytest.mark.timeout(90)
+def test_processes_share_an_address_and_one_that_dies_is_replaced(
+    processes: Fleet, provider: ScriptedProvider
+) -> None:
+    gateway = processes.gateway(processes=2)
+    account = gateway.account()
+    until(lambda: len(children(gateway)) == 2 or None, "two processes")
+    script = provider.script(*json_answer())
+    for _ in range(10):
+        assert gateway.call(chat(x_script=script), account.key).status == 200
+    with contextlib.ExitStack() as stack:
+        streams = [Stream(gateway, provider, account, f"s-{n}", stack) for n in range(6)]
+        wait_progress(processes, 6)
+        [owner, *_] = processes.rows("SELECT pid FROM processes ORDER BY started_at, process")
+        before = children(gateway)
+        assert owner[0] in before
+        cut = processes.number(
+            "SELECT count(*) FROM holds h JOIN processes p USING (process) WHERE p.pid = $1",
+            owner[0],
+        )
+        kill(owner[0])
+        whole = sum(b"[DONE]" in stream.finish() for stream in streams)
+        assert whole == 6 - cut
+    until(
+        lambda: (len(children(gateway)) == 2 and children(gateway) != before) or None,
+        "another process in its place",
+    )
+    wait_estimates(processes, cut)
+    processes.wait_settled()
+    assert gateway.call(chat(x_script=script), account.key).status == 200
+    assert gateway.stop() == 0, gateway.output
+    assert "was killed by signal 9; another takes its place" in gateway.output
+    processes.wait_settled()
+    processes.audit()
+    assert "Traceback" not in gateway.output
+
+
+@pytest.mark.timeout(60)
+def test_processes_end_with_the_one_that_looks_after_them(processes: Fleet) -> None:
+    gateway = processes.gateway(processes=2)
+    orphans = until(lambda: pids if len(pids := children(gateway)) == 2 else None, "two processes")
+    gateway.kill9()
+    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in orphans) or None, "their end")
+
+
+@pytest.mark.timeout(60)
+def test_second_signal_cuts_calls_of_all_processes(
+    processes: Fleet, provider: ScriptedProvider
+) -> None:
+    gateway = processes.gateway(processes=2)
+    account = gateway.account()
+    with contextlib.ExitStack() as stack:
+        streams = [Stream(gateway, provider, account, f"s-{n}", stack) for n in range(3)]
+        gateway.interrupt()
+        until(lambda: refuses(gateway) or None, "the address to close")
+        started = time.monotonic()
+        gateway.interrupt()
+        for stream in streams:
+            assert b'"finish_reason":"length"' in stream.client.read_to_end()
+        assert gateway.wait() == 0, gateway.output
+        assert time.monotonic() - started < 4
+    processes.wait_settled()
+    processes.audit()
+
+
+@pytest.mark.timeout(60)
+def test_what_a_dead_neighbour_spooled_is_adopted(
+    processes: Fleet, provider: ScriptedProvider, durable_postgres: PostgresServer
+) -> None:
+    """Two processes share a data directory; one spools while the database is frozen, and dies."""
+    gateway = processes.gateway(processes=2)
+    account = gateway.account()
+    with contextlib.ExitStack() as stack:
+        stream = Stream(gateway, provider, account, "spooled", stack)
+        [(pid,)] = processes.rows("SELECT p.pid FROM holds JOIN processes p USING (process)")
+        durable_postgres.pause()
+        try:
+            assert b"[DONE]" in stream.finish()
+            kill(pid)
+        finally:
+            durable_postgres.resume()
+    assert list((gateway.folder / "data" / "spool").iterdir())
+    until(
+        lambda: not list((gateway.folder / "data" / "spool").iterdir()) or None,
+        "the spool to be adopted",
+    )
+    processes.wait_settled()
+    assert processes.spent(account) == WHOLE_PRICE
+    assert processes.usage(account)[-1] == ("spooled", 2, WHOLE_PRICE)
+    processes.audit()
+
+
+def kill(pid: object) -> None:
+    os.kill(int(str(pid)), signal.SIGKILL)
+
+
+def children(gateway: FleetGateway) -> set[int]:
+    """The processes that a gateway started."""
+    try:
+        text = Path(f"/proc/{gateway.pid}/task/{gateway.pid}/children").read_text()
+    except OSError:
+        return set()
+    return {int(pid) for pid in text.split()}
+
+
+def refuses(gateway: FleetGateway) -> bool:
+    try:
+        gateway.connect().close()
+    except OSError:
+        return True
+    return False

@@ -1,0 +1,174 @@
+"""Gateways and workers on one PostgreSQL, each a process of its own, and the one who audits them."""
+
+import asyncio
+import contextlib
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Self
+
+from billing.db.session import Database
+from billing.settlement.reconcile import Reconciler
+from llm_gateway import clock
+from tests.support.gateway import (
+    DEADLINE_SECONDS,
+    LLM_GATEWAY,
+    REPOSITORY,
+    GatewayProcess,
+    TestAccount,
+    until,
+)
+from tests.support.services import pg_rows
+
+# The registry of these tests: as the product's, in proportion, and quicker.
+PACE = ("0.2", "1.0", "1.5")
+
+
+class FleetGateway(GatewayProcess):
+    """A gateway of a fleet: with its own address and data, on the shared database."""
+
+    def __init__(self, folder: Path, base_url: str, url: str, config: str, processes: int) -> None:
+        folder.mkdir()
+        super().__init__(folder, base_url, config=f'\n[database]\nurl = "{url}"\n{config}')
+        self._processes = processes
+
+    def command(self) -> list[str]:
+        script = str(REPOSITORY / "tests" / "support" / "run_paced.py")
+        return [sys.executable, script, *PACE, "serve", str(self._processes)]
+
+    def pause(self) -> None:
+        """Freeze it, as a machine that swaps does."""
+        self.interrupt(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self.interrupt(signal.SIGCONT)
+
+
+class Worker:
+    """`llm-gateway worker` as a process of its own, with the settings of a gateway."""
+
+    def __init__(self, gateway: FleetGateway, *, paced: bool = True) -> None:
+        self._log = gateway.folder / f"worker-{id(self)}.log"
+        script = str(REPOSITORY / "tests" / "support" / "run_paced.py")
+        command = [sys.executable, script, *PACE, "worker"] if paced else [*LLM_GATEWAY, "worker"]
+        with self._log.open("ab") as log:
+            self.process = subprocess.Popen(
+                command,
+                cwd=gateway.folder,
+                env=gateway.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+
+    @property
+    def output(self) -> str:
+        return self._log.read_text()
+
+    def wait_settling(self) -> None:
+        until(lambda: "settling on" in self.output or None, "the worker to start")
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        self.process.send_signal(number)
+        return self.process.wait(DEADLINE_SECONDS)
+
+    def kill9(self) -> None:
+        self.process.kill()
+        self.process.wait(DEADLINE_SECONDS)
+
+
+class Fleet:
+    """The processes on one database."""
+
+    def __init__(self, folder: Path, base_url: str, url: str) -> None:
+        self.url = url
+        self._folder = folder
+        self._base_url = base_url
+        self._stack = ExitStack()
+        self._gateways: list[FleetGateway] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def gateway(self, config: str = "", *, processes: int = 1) -> FleetGateway:
+        """Another gateway, running."""
+        folder = self._folder / f"gateway-{len(self._gateways) + 1}"
+        gateway = FleetGateway(folder, self._base_url, self.url, config, processes)
+        self._gateways.append(gateway)
+        self._stack.enter_context(gateway)
+        gateway.start()
+        return gateway
+
+    def worker(self) -> Worker:
+        """Another worker, running."""
+        worker = Worker(self._gateways[0])
+        self._stack.callback(worker.kill9)
+        worker.wait_settling()
+        return worker
+
+    # -- as an auditor -----------------------------------------------------------------------
+
+    def rows(self, statement: str, *values: object) -> list[tuple[object, ...]]:
+        """What the database says, asked from outside of the product."""
+        return pg_rows(self.url, statement, *values)
+
+    def number(self, statement: str, *values: object) -> int:
+        value = self.rows(statement, *values)[0][0]
+        assert isinstance(value, int)
+        return value
+
+    def usage(self, account: TestAccount) -> list[tuple[str, int, int]]:
+        """Client's request id, revision and amount of every word on the account's calls."""
+        rows = self.rows(
+            "SELECT client_request_id, revision, amount FROM usage WHERE account = $1"
+            " AND NOT cancelled ORDER BY event_id, revision",
+            account.id,
+        )
+        return [
+            (str(name), int(str(revision)), int(str(amount))) for name, revision, amount in rows
+        ]
+
+    def spent(self, account: TestAccount, bought: int = 1_000_000_000) -> int:
+        return bought - self.number("SELECT balance FROM accounts WHERE account = $1", account.id)
+
+    def held(self, account: TestAccount) -> int:
+        return self.number("SELECT held FROM accounts WHERE account = $1", account.id)
+
+    def wait_settled(self) -> None:
+        """Until no charge waits and nobody's call is held."""
+
+        def settled() -> bool | None:
+            waiting = self.number(
+                "SELECT (SELECT count(*) FROM outbox)"
+                " + (SELECT count(*) FROM holds WHERE state = 'live')"
+            )
+            return waiting == 0 or None
+
+        until(settled, "outbox and live holds to empty")
+
+    def audit(self) -> None:
+        """Everything adds up."""
+
+        async def check() -> list[str]:
+            database = Database(self.url)
+            try:
+                report = await Reconciler(database, now_ms=clock.now_ms).run()
+            finally:
+                await database.dispose()
+            return [repr(finding) for finding in report.findings if finding.count or finding.error]
+
+        wrong = asyncio.run(check())
+        assert not wrong, wrong
+
+
+@contextlib.contextmanager
+def fleet(folder: Path, base_url: str, url: str) -> Iterator[Fleet]:
+    """A fleet whose processes are gone at the end, whatever happened."""
+    with Fleet(folder, base_url, url) as processes:
+        yield processes
