@@ -8,7 +8,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SOURCES := llm_gateway billing pricing_rules migrations tests bench
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check bench bench-ledger fmt lock wheel clean
+.PHONY: help run test check bench bench-ledger fmt lock wheel clean mutate
 
 help:
 	@echo "make run    start the gateway (http://127.0.0.1:8080)"
@@ -16,6 +16,7 @@ help:
 	@echo "make check  formatting, lint and types only"
 	@echo "make bench  what a call costs in CPU, latency and memory"
 	@echo "make bench-ledger  charges and holds per second on both engines"
+	@echo "make mutate change the code that reckons money, line by line, and see a test fail"
 	@echo "make fmt    format and fix what can be fixed"
 	@echo "make lock   resolve the dependencies anew (needs uv)"
 
@@ -46,11 +47,16 @@ lock:
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	    --no-header --no-annotate pyproject.toml --group dev -c requirements.lock -o requirements-dev.lock
 
+# Half an hour of two cores. What survives is compared with tests/mutation_survivors.toml.
+mutate: $(VENV)/.dev
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/mutmut run --max-children $(WORKERS) $(ARGS)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m tests.mutation
+
 wheel: $(VENV)/.dev
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 
 clean:
-	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage htmlcov
+	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage htmlcov mutants
 
 # The stamps are newer than the locks exactly when the environment holds what the locks say.
 $(VENV)/.created: Makefile

@@ -133,9 +133,7 @@ async def measure_holds(engine: str, hot: Engine, scale: Scale) -> list[Figure]:
         (f"{CALLS_AT_ONCE} calls at once, as many accounts", CALLS_AT_ONCE, each, CALLS_AT_ONCE),
     ):
         before, cpu = time.perf_counter(), cpu_seconds()
-        await asyncio.gather(
-            *(reserve(hot, count, f"caller-{i % accounts}") for i in range(calls))
-        )
+        await asyncio.gather(*(reserve(hot, count, f"caller-{i % accounts}") for i in range(calls)))
         took = time.perf_counter() - before
         made = calls * count
         used = (cpu_seconds() - cpu) / made * 1e6

@@ -4,12 +4,14 @@ What moves money goes through the ledger's own port; nothing here writes a balan
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Collection
+from contextlib import suppress
 from typing import Final, assert_never
 
 import msgspec
 from sqlalchemy import ColumnElement, Select, and_, func, insert, or_, select, update
 from sqlalchemy.engine import Row
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing import ledger
@@ -18,6 +20,7 @@ from billing.db.hot import HotDatabase
 from billing.db.session import Database
 from billing.db.tables import accounts as accounts_table
 from billing.db.tables import ledger_entries
+from billing.holds import GuardUnavailableError
 from billing.lists import Page, PageRequest, make_page
 
 ACCOUNT_ID_RULE: Final = (
@@ -130,9 +133,18 @@ class EntryConflictError(Exception):
 class Accounts:
     """All accounts of one database."""
 
-    def __init__(self, database: Database, hot: HotDatabase, *, now_ms: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        database: Database,
+        hot: HotDatabase,
+        *,
+        now_ms: Callable[[], int],
+        on_posted: Callable[[Collection[str]], Awaitable[None]] | None = None,
+    ) -> None:
+        """`on_posted` is told the accounts of entries that are no call's: a guard with balances of its own."""
         self._database = database
         self._hot = hot
+        self._on_posted = on_posted
         self._now_ms = now_ms
 
     async def create(
@@ -142,7 +154,7 @@ class Accounts:
         if not is_account_id(account):
             raise ValueError(ACCOUNT_ID_RULE)
         now_ms = self._now_ms()
-        async with self._database.write() as connection:
+        async with self._database.write(alone=True) as connection:
             if await _exists(connection, account):
                 raise AccountExistsError
             await connection.execute(
@@ -232,6 +244,10 @@ class Accounts:
             description=grant.description,
         )
         (result,) = await self._hot.post([entry])
+        if self._on_posted is not None:
+            # Best effort: a guard that is away reads the balance from the ledger when it is back.
+            with suppress(GuardUnavailableError, SQLAlchemyError, OSError):
+                await self._on_posted([grant.account])
         match result:
             case ledger.EntryRefused():
                 raise EntryRefusedError(result)

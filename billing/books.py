@@ -131,7 +131,7 @@ class PriceBooks:
         book = parse_book(text)
         digest = hash_text(text)
         now_ms = self._now_ms()
-        async with self._database.write() as connection:
+        async with self._database.write(alone=True) as connection:
             existing = await _version_of(connection, digest)
             if existing is not None:
                 return Uploaded(version=existing, repeated=True, warnings=problems)
@@ -160,7 +160,7 @@ class PriceBooks:
         of it by then; the first book of a database need not wait. Times are milliseconds since
         the epoch. Raises UnknownBookError.
         """
-        async with self._database.write() as connection:
+        async with self._database.write(alone=True) as connection:
             if await _text_of(connection, version) is None:
                 raise UnknownBookError
             book = await self._book(connection, version)

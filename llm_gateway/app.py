@@ -19,6 +19,7 @@ from billing.holds.factory import hold_store
 from billing.holds.living import LivingHoldStore
 from billing.holds.redis import RedisHoldStore
 from billing.holds.redis_connection import RedisAddressError, RedisRefusedError
+from billing.holds.redis_view import RedisView
 from billing.keys import Keys
 from billing.settlement.broker_address import BrokerAddressError
 from billing.settlement.brokers import link_maker
@@ -29,7 +30,7 @@ from billing.settlement.orphans import DatabaseOrphans
 from billing.settlement.outbox import Outbox
 from billing.settlement.reconcile import EVERY_SECONDS, Reconciler, Rounds
 from billing.settlement.recovery import adopt_spool, recover
-from billing.settlement.registry import Beat, Registration, end_others
+from billing.settlement.registry import Beat, Beating, Registration, end_others
 from billing.settlement.service import Chore, ElectedService, LedgerService
 from billing.settlement.spool import Spool
 from billing.settlement.subscriber import BrokerWorker
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from billing.db.hot import SettleReport
     from billing.holds import HoldStore
     from billing.holds.database import DatabaseHoldStore
+    from billing.settlement.reconcile import Report
     from billing.settlement.registry import Pace
     from billing.settlement.service import Endless, Runnable
     from llm_gateway.config import Config, ProviderConfig
@@ -92,21 +94,9 @@ class Parts(msgspec.Struct, frozen=True, kw_only=True):
     ledger: Runnable | None  # None: a worker of its own settles
     publisher: Delivery | None  # None: no broker carries charges to the worker
     registration: Registration | None  # None: no other process can share the database
-    chores: tuple[Chore, ...]
+    chores: tuple[Endless, ...]
     metrics: Metrics
     log: LineWriter
-
-    async def on_registry(self, beat: Beat) -> None:
-        """What the registry said of this process: what it runs under another id is not its own."""
-        assert self.registration is not None
-        if beat is Beat.DEAD:
-            assert isinstance(self.gateway.holds, LivingHoldStore)
-            self.gateway.holds.disown(call.event_id for call in self.gateway.calls)
-            self.gateway.guard.process = self.registration.process
-            if isinstance(self.holds, RedisHoldStore):
-                self.holds.process = self.registration.process
-        elif isinstance(self.holds, RedisHoldStore):
-            await self.holds.rebuild("the database was restored from a backup")
 
 
 class Bell:
@@ -169,6 +159,14 @@ async def build_gateway(
         log=log,
         is_alive=(lambda: registration.alive) if registration is not None else None,
     )
+    publisher = _publisher(storage)
+    if publisher is not None:
+        metrics.brokers.append(publisher.figures)
+    chores: list[Endless] = []
+    if not config.database.is_sqlite:
+        chores.append(_adoption(storage))
+    if registration is not None:
+        chores.append(Beating(registration, partial(_on_registry, storage, registration, gateway)))
     return Parts(
         config=config,
         gateway=gateway,
@@ -177,12 +175,17 @@ async def build_gateway(
         holds=storage.holds,
         keys=keys,
         books=books,
-        accounts=Accounts(database, hot, now_ms=clock.now_ms),
+        accounts=Accounts(
+            database,
+            hot,
+            now_ms=clock.now_ms,
+            on_posted=storage.holds.refresh if isinstance(storage.holds, RedisHoldStore) else None,
+        ),
         outbox=storage.outbox,
-        ledger=_embedded_ledger(storage, pace),
-        publisher=_publisher(storage),
+        ledger=_embedded_ledger(storage, pace, metrics.reconciled),
+        publisher=publisher,
         registration=registration,
-        chores=() if config.database.is_sqlite else (_adoption(storage),),
+        chores=tuple(chores),
         metrics=metrics,
         log=log,
     )
@@ -194,9 +197,12 @@ async def build_worker(
     """What `llm-gateway worker` runs."""
     process = clock.new_event_id(clock.now_ms())
     database, hot = await _open_database(config, stack)
+    # A worker holds nothing, but whoever keeps holds in Redis waits for all who take part.
+    registration = await _register(config, stack, database, process=process, pace=pace)
     storage = await _build_storage(config, stack, database, hot, process=process)
     settling, chores = _duties(storage, pace)
-    service = LedgerService(settling, [*chores, _adoption(storage)])
+    beating = Beating(registration, partial(_on_registry, storage, registration, None))
+    service = LedgerService(settling, [*chores, _adoption(storage), beating])
     storage.bell.listeners.append(service.notify)
     return service
 
@@ -258,6 +264,22 @@ async def _register(
     return registration
 
 
+async def _on_registry(
+    storage: Storage, registration: Registration, gateway: Gateway | None, beat: Beat
+) -> None:
+    """What the registry said of this process: what it held under another id is not its own."""
+    holds = storage.holds
+    if beat is Beat.DEAD:
+        if gateway is not None:
+            assert isinstance(gateway.holds, LivingHoldStore)
+            gateway.holds.disown(call.event_id for call in gateway.calls)
+            gateway.guard.process = registration.process
+        if isinstance(holds, RedisHoldStore):
+            holds.process = registration.process
+    elif isinstance(holds, RedisHoldStore):
+        await holds.rebuild("the database was restored from a backup")
+
+
 async def _build_storage(
     config: Config,
     stack: AsyncExitStack,
@@ -307,34 +329,56 @@ def _publisher(storage: Storage) -> Delivery | None:
     return publisher
 
 
+def redis_view(
+    config: Config, holds: DatabaseHoldStore | RedisHoldStore, database: Database
+) -> RedisView | None:
+    """What an operator sees of holds in Redis; None: they are in the database."""
+    if not isinstance(holds, RedisHoldStore):
+        return None
+    return RedisView(
+        holds, database, now_ms=clock.now_ms, call_seconds_max=config.guard.call_seconds_max
+    )
+
+
 # -- settling ----------------------------------------------------------------------------------
 
 
-def _embedded_ledger(storage: Storage, pace: Pace | None) -> Runnable | None:
+def _embedded_ledger(
+    storage: Storage, pace: Pace | None, on_report: Callable[[Report], None]
+) -> Runnable | None:
     """Who settles inside of `serve`: with SQLite this process, else the one that is elected."""
     config = storage.config
     if not config.ledger_worker.embedded:
         return None
     service: Runnable
     if config.database.is_sqlite:
-        service = LedgerService(*_duties(storage, pace))
+        service = LedgerService(*_duties(storage, pace, on_report))
         service.notify()  # what a former process left
     else:
         election = Election(storage.database, LEDGER_WORKER)
-        service = ElectedService(election, lambda: LedgerService(*_duties(storage, pace)))
+        service = ElectedService(
+            election, lambda: LedgerService(*_duties(storage, pace, on_report))
+        )
     storage.bell.listeners.append(service.notify)
     return service
 
 
-def _duties(storage: Storage, pace: Pace | None) -> tuple[Runnable, list[Endless]]:
+def _duties(
+    storage: Storage,
+    pace: Pace | None,
+    on_report: Callable[[Report], None] = lambda _: None,
+) -> tuple[Runnable, list[Endless]]:
     """Who posts charges, and what else has to be done by whoever does so."""
     config, database, holds = storage.config, storage.database, storage.holds
     updates = HoldUpdates(holds)
     settling = _settling(storage, updates)
     reconciler = Reconciler(
-        database, now_ms=clock.now_ms, call_seconds_max=config.guard.call_seconds_max
+        database,
+        now_ms=clock.now_ms,
+        call_seconds_max=config.guard.call_seconds_max,
+        guard=redis_view(config, holds, database),
     )
-    rounds = Rounds(reconciler, monotonic=clock.monotonic)
+    rounds = Rounds(reconciler, monotonic=clock.monotonic, on_report=on_report)
     chores: list[Endless] = [Chore(name="reconcile", seconds=EVERY_SECONDS, act=rounds.make)]
     if is_shared(config):
         sweeper = Sweeper(

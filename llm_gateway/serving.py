@@ -28,7 +28,7 @@ from billing.settlement.reconcile import Reconciler
 from billing.settlement.registry import AWAY
 from llm_gateway import banner, clock, first_start
 from llm_gateway.api.litestar import ApiState, Dependency, ModelOffer, Surface, create_api
-from llm_gateway.app import build_first_start, build_gateway, secrets_of
+from llm_gateway.app import build_first_start, build_gateway, redis_view, secrets_of
 from llm_gateway.credentials import CredentialsError
 from llm_gateway.data_lock import DataInUseError, DataLock
 from llm_gateway.front import Front, front_class
@@ -277,6 +277,7 @@ def _server(api: Litestar, protocol: type[Front] | str) -> _Server:
 
 
 def _api_state(parts: Parts, token: str) -> ApiState:
+    view = redis_view(parts.config, parts.holds, parts.database)
     return ApiState(
         database=parts.database,
         keys=parts.keys,
@@ -285,14 +286,18 @@ def _api_state(parts: Parts, token: str) -> ApiState:
         audit=AuditTrail(parts.database),
         desk=Desk(
             parts.database,
-            parts.gateway.holds,
+            parts.holds,
             now_ms=clock.now_ms,
             is_own=lambda process: process == parts.gateway.guard.process,
+            on_waiting=parts.ledger.notify if parts.ledger else lambda: None,
+            shelf=view,
+            guard=view,
         ),
         reconciler=Reconciler(
             parts.database,
             now_ms=clock.now_ms,
             call_seconds_max=parts.config.guard.call_seconds_max,
+            guard=view,
         ),
         admin_token=Secret(token),
         now_ms=clock.now_ms,
@@ -366,9 +371,6 @@ async def _running(parts: Parts, servers: list[_Served]) -> AsyncIterator[None]:
             group.create_task(_every(GAUGE_SECONDS, partial(_update_gauges, parts))),
             *(group.create_task(chore.run()) for chore in parts.chores),
         ]
-        if parts.registration is not None:
-            beating = parts.registration.run(parts.on_registry)
-            ticks.append(group.create_task(beating, name="registry"))
         try:
             await _started(servers)
             yield

@@ -17,6 +17,7 @@ HOUR_MS: Final = 3_600_000
 STALE_MS: Final = 60_000  # a charge that waits longer than this is no longer on its way
 FLOW_MS: Final = 900_000  # R10 looks at the calls of so long
 HOLD_MARGIN_MS: Final = 300_000  # beyond the longest call: sweeper and settlement take their time
+UUID_DIGITS: Final = 32
 TAIL_ENTRIES: Final = 1_000  # of each account, in a recent check
 
 
@@ -46,11 +47,15 @@ class Window(msgspec.Struct, frozen=True, kw_only=True):
     holds_before: int  # no call that began earlier can run any more
 
 
-def window(now: int, *, recent_ms: int | None, call_ms_max: int) -> Window:
-    """The parameters of a run; recent_ms None: everything is looked at."""
+def window(now: int, *, recent_ms: int | None, call_ms_max: int, oldest_id: str = "") -> Window:
+    """The parameters of a run; recent_ms None: everything is looked at.
+
+    `oldest_id`: of the usage that there still is. Calls from before are archived: the ledger and
+    the hourly usage know of them, and have nothing to be compared with.
+    """
     since = 0 if recent_ms is None else now - recent_ms
     # A call is recorded at its end, but its id was made at its begin.
-    began = max(0, since - call_ms_max)
+    began = max(0, since - call_ms_max, time_of(oldest_id))
     hour = began - began % HOUR_MS
     flow_from = now - FLOW_MS
     return Window(
@@ -75,6 +80,19 @@ def first_id(at_ms: int) -> str:
         return ""
     return f"{at_ms >> 16:08x}-{at_ms & 0xFFFF:04x}-0000-0000-000000000000"
 
+
+def time_of(event_id: str) -> int:
+    """When an id was made, in milliseconds since the epoch; 0 if it is no UUIDv7."""
+    digits = event_id.replace("-", "")
+    if len(digits) != UUID_DIGITS or digits[12] != "7":
+        return 0
+    try:
+        return int(digits[:12], 16)
+    except ValueError:
+        return 0
+
+
+OLDEST_USAGE: Final = "SELECT MIN(event_id) FROM usage"
 
 _TOKENS: Final = (
     "input", "cached_input", "cache_write_5m", "cache_write_1h", "audio_input", "image_input",
@@ -215,7 +233,7 @@ _R4: Final = """
                 ELSE e.amount + COALESCE(f.amount, 0) <> -u.amount END
             AND NOT EXISTS (SELECT 1 FROM outbox o WHERE o.event_id = u.event_id)
             AND NOT EXISTS (SELECT 1 FROM quarantine q WHERE q.event_id = u.event_id
-                AND (q.resolved_at IS NULL
+                AND q.origin <> 'broker' AND (q.resolved_at IS NULL
                     OR (q.resolution LIKE 'discarded:%' AND q.revision = u.revision)))
     ) AS uncharged
     UNION ALL

@@ -142,7 +142,12 @@ class _Lane:
     async def connection(self) -> Connection:
         """The lane's connection, made anew if it was lost."""
         if self._connection is None or self._connection.is_closed():
-            self._connection = await connect(self._url, _SETTINGS)
+            try:
+                self._connection = await connect(self._url, _SETTINGS)
+            except Exception as error:
+                # Whatever it is, no operation is to blame: an untrusted certificate is a ValueError.
+                reason = str(error) or type(error).__name__
+                raise DatabaseUnavailableError(f"cannot connect: {reason}") from error
         return self._connection
 
     def drop(self) -> None:

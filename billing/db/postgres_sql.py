@@ -495,7 +495,7 @@ def _write_sql() -> str:
 
 
 _WRITE: Final = _write_sql()
-_SUPERSEDED: Final = f"{ESTIMATES} (SELECT unnest($1::text[]))"  # noqa: S608
+_SUPERSEDED: Final = f"{ESTIMATES} (SELECT unnest($1::text[]))"
 
 
 class Claimed(msgspec.Struct, frozen=True):
@@ -604,7 +604,7 @@ async def post(connection: Connection, entries: Sequence[Entry], now: int) -> li
     return results
 
 
-async def _write(
+async def _write(  # noqa: PLR0913 - what one statement writes
     connection: Connection,
     batch: Batch,
     known: set[str],

@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from sqlalchemy import Connection, event
+from sqlalchemy import Connection, event, func, select
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
@@ -19,6 +19,7 @@ _SETTINGS: Final = {
     "statement_timeout": "30s",
     "idle_in_transaction_session_timeout": "60s",
 }
+_ALONE_LOCK: Final = 0x6C6C6D68  # beside the migrations' number
 _READ: Final = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
 
 
@@ -83,11 +84,17 @@ class Database:
             yield connection
 
     @asynccontextmanager
-    async def write(self) -> AsyncIterator[AsyncConnection]:
-        """One transaction: committed at the end of the block, rolled back if it raises."""
+    async def write(self, *, alone: bool = False) -> AsyncIterator[AsyncConnection]:
+        """One transaction: committed at the end of the block, rolled back if it raises.
+
+        `alone`: what it reads no other such transaction changes meanwhile. (On SQLite all are
+        alone.) For rare acts that look before they write.
+        """
         async with self._engine.connect() as plain:
             connection = await plain.execution_options(write_transaction=True)
             async with connection.begin():
+                if alone and self._engine.dialect.name == "postgresql":
+                    await connection.execute(select(func.pg_advisory_xact_lock(_ALONE_LOCK)))
                 yield connection
 
     @asynccontextmanager

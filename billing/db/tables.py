@@ -82,6 +82,13 @@ accounts = Table(
     ),
     CheckConstraint("held >= 0", name="held"),
     CheckConstraint("seq >= 0", name="seq"),
+    # Few; every process asks for them each second where holds live in Redis.
+    Index(
+        "ix_accounts_suspended",
+        "account",
+        sqlite_where=text("suspended = 1"),
+        postgresql_where=text("suspended"),
+    ),
 )
 
 # Append-only: triggers of the migration refuse UPDATE and DELETE.
@@ -169,6 +176,13 @@ usage = Table(
     CheckConstraint("amount >= 0", name="amount"),
     CheckConstraint("revision IN (1, 2)", name="revision"),
     CheckConstraint("NOT cancelled OR (amount = 0 AND revision = 2)", name="cancelled"),
+    # A sweeper's estimates only, which are few: what an account holds beside its balance.
+    Index(
+        "ix_usage_estimates",
+        "account",
+        sqlite_where=text("revision = 1"),
+        postgresql_where=text("revision = 1"),
+    ),
     postgresql_partition_by="RANGE (event_id)",  # by month; see billing.db.partitions
 )
 

@@ -14,7 +14,7 @@ from enum import StrEnum
 from typing import Final, Protocol
 
 import msgspec
-from sqlalchemy import exists, func, select, text, update
+from sqlalchemy import ColumnElement, exists, func, literal_column, select, text, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -26,6 +26,8 @@ from billing.ledger import FINAL_SUFFIX
 
 GUARD_KEY: Final = "guard"
 _IDS_AT_ONCE: Final = 500
+# As text of the statement: a parameter would keep SQLite from the index of estimates.
+_ESTIMATE: Final[ColumnElement[int]] = literal_column(str(int(Revision.ESTIMATE)))
 
 _log: Final = logging.getLogger(__name__)
 
@@ -355,7 +357,7 @@ async def _residuals(connection: AsyncConnection, account: str, since: int) -> l
     final = usage.alias("final")
     wanted = select(usage.c.event_id, usage.c.ceiling, usage.c.amount, usage.c.started_at).where(
         usage.c.account == account,
-        usage.c.revision == Revision.ESTIMATE,
+        usage.c.revision == _ESTIMATE,
         usage.c.started_at >= since,
         ~exists().where(final.c.event_id == usage.c.event_id, final.c.revision == Revision.FINAL),
     )

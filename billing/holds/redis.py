@@ -580,6 +580,7 @@ class RedisHoldStore:
             return True
         if entry.epoch != epoch and known == epoch:
             await self._recovery.lost(epoch, "an account vanished from Redis")
+            await self._recovery.look()
             return True
         guard = await self._ledger.guard()
         if guard is None or guard.epoch != epoch:
@@ -669,6 +670,11 @@ class RedisHoldStore:
                         self._give_back(hold)
 
     # -- looking through Redis ---------------------------------------------------------------
+
+    async def ask(self, *words: Word) -> Reply:
+        """The reply to one command of an operator's look; raises RedisUnavailableError."""
+        connection = await self._line.ready()
+        return _checked(await connection.send(*words), connection)
 
     async def _scan(self, *, started_before: int) -> AsyncIterator[list[_Entry]]:
         """All accounts that hold something, and those of their holds that began before."""

@@ -148,6 +148,7 @@ class RedisConnection(asyncio.Protocol):
         self._answered = 0  # replies so far
         self._seen = 0  # of them at the last look of the watch
         self._stalled_since = 0.0
+        self._gone = asyncio.Event()
         self.info: ServerInfo | None = None
 
     @property
@@ -184,6 +185,11 @@ class RedisConnection(asyncio.Protocol):
         transport.abort()
         self._fail(why)
 
+    async def close(self) -> None:
+        """Give it up, and wait until the socket is closed."""
+        self.abort("the connection was closed")
+        await self._gone.wait()
+
     # -- asyncio.Protocol --------------------------------------------------------------------
 
     @override
@@ -208,6 +214,7 @@ class RedisConnection(asyncio.Protocol):
     @override
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
+        self._gone.set()
         self._fail("the connection to Redis broke")
 
     # -- within ------------------------------------------------------------------------------
@@ -264,11 +271,10 @@ async def connect(address: RedisAddress, on_lost: Callable[[], None]) -> RedisCo
     try:
         async with asyncio.timeout(CONNECT_SECONDS):
             await _introduce(connection, address)
-    except TimeoutError as error:
-        connection.abort("Redis does not answer")
-        raise RedisUnavailableError(f"{address.shown} does not answer") from error
-    except BaseException:
-        connection.abort("the introduction failed")
+    except BaseException as error:
+        await connection.close()
+        if isinstance(error, TimeoutError):
+            raise RedisUnavailableError(f"{address.shown} does not answer") from error
         raise
     return connection
 
@@ -377,7 +383,7 @@ class RedisLine:
             with suppress(asyncio.CancelledError):
                 await self._keeping
         if self.connection is not None:
-            self.connection.abort("the store is closed")
+            await self.connection.close()
 
     def reconnect(self) -> None:
         """Connect anew, wherever the address leads by now."""

@@ -18,7 +18,9 @@ PARTITIONS: Final = 12  # as many workers can share the topic
 MECHANISMS: Final = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
 
 _SERVER: Final = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})")
-_KAFKA_EXPECTED: Final = 'expected "kafka://HOST:PORT" or "kafkas://..." for TLS, more servers after a comma'
+_KAFKA_EXPECTED: Final = (
+    'expected "kafka://HOST:PORT" or "kafkas://..." for TLS, more servers after a comma'
+)
 _REDIS_EXPECTED: Final = 'expected "redis://HOST:PORT/0" or "rediss://..." for TLS'
 
 

@@ -31,13 +31,14 @@ from billing.events import (
 )
 from billing.holds import Applied, HoldStore
 from billing.lists import Page, PageRequest
-from billing.settlement.reconcile import AuditedGuard, Reconciler
+from billing.settlement.reconcile import RebuiltGuard, Reconciler
 from pricing_rules.usage import Usage
 
 T = TypeVar("T", bound=msgspec.Struct)
 
 REPLAYED: Final = "replayed"
 DISCARDED: Final = "discarded"
+FROM_BROKER: Final = "broker"  # a message that says whose it is, and may be wrong or foreign
 RELEASED: Final = "released"  # the reason of a usage row that a released hold leaves
 
 
@@ -158,7 +159,7 @@ class Desk:
         is_own: Callable[[str], bool],
         on_waiting: Callable[[], None] = lambda: None,
         shelf: HoldShelf | None = None,
-        guard: AuditedGuard | None = None,
+        guard: RebuiltGuard | None = None,
     ) -> None:
         self._database = database
         self._store = store
@@ -245,7 +246,8 @@ class Desk:
     async def discard(self, number: int, reason: str, *, actor: str) -> Resolved:
         """Drop an event for good: it is not charged. What is in the ledger for its call stays.
 
-        The hold of the call goes too, unless another event of the same call still needs it. Raises
+        The hold of the call goes too, unless another event of the same call still needs it, or the
+        event was a broker's message, which proves nothing of the call it names. Raises
         UnknownItemError, ActRefusedError, and GuardUnavailableError (then ask again).
         """
         now = self._now_ms()
@@ -259,7 +261,7 @@ class Desk:
                 changed = await _quarantine_row(connection, number)
                 answer = Resolved(row=_of_row(changed, SetAside), repeated=False)
             call = await _call(connection, row.event_id)
-            if call.waiting or call.quarantined:
+            if call.waiting or call.quarantined or row.origin == FROM_BROKER:
                 return answer
             released = await _drop_hold(connection, row.event_id, row.account)
         # Also after a repeat: the first try may have ended before this.
@@ -309,18 +311,20 @@ class Desk:
         await self._apply(hold.account, hold_id)
         return ReleasedHold(hold_id=hold_id, repeated=False)
 
-    async def rebuild_guard(self, reason: str, *, actor: str) -> int:
-        """Make the hold store forget what it derived and load it anew; how many accounts.
+    async def rebuild_guard(self, reason: str, *, actor: str) -> int | None:
+        """Make the hold store forget what it derived and load it anew, while calls wait.
 
-        With holds in the database that is `accounts.held`, set to the sum of the holds. Raises
-        GuardUnavailableError, and what SQLAlchemy raises.
+        With holds in the database that is `accounts.held`, set to the sum of the holds: answers in
+        how many accounts it was wrong. None: the store is elsewhere. Raises GuardUnavailableError,
+        and what SQLAlchemy raises.
         """
         now = self._now_ms()
         async with self._database.write() as connection:
             act = Act(actor=actor, action="guard.rebuild", target="", detail={"reason": reason})
             await note(connection, act, now)
         if self._guard is not None:
-            return await self._guard.rebuild()
+            await self._guard.rebuild(reason)
+            return None
         return await Reconciler(self._database, now_ms=self._now_ms).repair_held()
 
     async def _cancel(self, context: BillingContext, hold: HeldCredit, now: int) -> None:

@@ -8,12 +8,14 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
-from aiokafka.errors import KafkaError
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.errors import KafkaError, NoError, TopicAlreadyExistsError, for_code
 from faststream import AckPolicy
 from faststream.exceptions import FastStreamException
 from faststream.kafka import KafkaBroker
 from faststream.kafka.message import KafkaMessage
 from faststream.kafka.schemas import Topic
+from faststream.kafka.security import parse_security
 from faststream.security import BaseSecurity, SASLPlaintext, SASLScram256, SASLScram512
 
 from billing.settlement.broker_address import KafkaAddress
@@ -26,6 +28,7 @@ from billing.settlement.brokers import (
 )
 from billing.settlement.messages import REQUESTED_TOPIC, SETTLED_TOPIC, Outgoing
 
+TOPICS: Final = (REQUESTED_TOPIC, SETTLED_TOPIC)
 OPEN_SECONDS: Final = 15.0
 CHECK_SECONDS: Final = 5.0
 LINGER_MS: Final = 5  # lets the messages of a batch travel together
@@ -49,10 +52,12 @@ class KafkaLink:
         self._address = address
         # aiokafka tells of every attempt to connect; we tell when the broker comes and goes.
         logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
+        self._client_id = f"llm-gateway-{process}"
+        self._security = _security(address)
         self._broker = KafkaBroker(
             list(address.servers),
-            client_id=f"llm-gateway-{process}",
-            security=_security(address),
+            client_id=self._client_id,
+            security=self._security,
             acks="all",
             linger_ms=LINGER_MS,
             max_batch_size=BATCH_BYTES_MAX,
@@ -63,7 +68,7 @@ class KafkaLink:
         )
         if handler is not None:
             subscriber = self._broker.subscriber(
-                self._topic(REQUESTED_TOPIC),
+                Topic(REQUESTED_TOPIC, declare=False),
                 batch=True,
                 group_id=GROUP,
                 max_records=BATCH_MAX,
@@ -81,7 +86,6 @@ class KafkaLink:
     async def open(self) -> None:
         try:
             async with asyncio.timeout(OPEN_SECONDS):
-                await self._broker.connect()
                 await self._make_topics()
                 await self._broker.start()
         except (KafkaError, FastStreamException, OSError, TimeoutError) as error:
@@ -115,18 +119,25 @@ class KafkaLink:
             raise BrokerUnavailableError("Kafka does not answer")
 
     async def _make_topics(self) -> None:
-        topics = [self._topic(REQUESTED_TOPIC), self._topic(SETTLED_TOPIC)]
-        for made in await self._broker.config.broker_config.admin.create_topics(topics):
-            if made.error is not None:
-                # Whoever may not make topics can use those that an operator made.
-                _log.warning("topic %s was not made: %s", made.topic, _say(made.error))
-
-    def _topic(self, name: str) -> Topic:
-        return Topic(
-            name,
-            num_partitions=self._address.partitions,
-            replication_factor=self._address.replication,
+        """Also the proof that the cluster is there, by a client that is closed if it is not."""
+        admin = AIOKafkaAdminClient(
+            bootstrap_servers=list(self._address.servers),
+            client_id=self._client_id,
+            request_timeout_ms=int(SEND_SECONDS * 1000),
+            **parse_security(self._security),
         )
+        partitions, replication = self._address.partitions, self._address.replication
+        topics = [NewTopic(name, partitions, replication) for name in TOPICS]
+        try:
+            await admin.start()
+            answer = (await admin.create_topics(topics)).to_object()
+        finally:
+            await admin.close()
+        for made in answer["topic_errors"]:
+            error = for_code(made["error_code"])
+            if error not in (NoError, TopicAlreadyExistsError):
+                # Whoever may not make topics can use those that an operator made.
+                _log.warning("topic %s was not made: %s", made["topic"], error.__name__)
 
 
 Records = tuple[Any, ...]  # of aiokafka.ConsumerRecord, which has no types

@@ -28,9 +28,9 @@ class OrphanHolds(Protocol):
     """A hold store, as a sweeper sees it."""
 
     async def held_by_others(self, alive: AbstractSet[str], limit: int) -> list[HeldCall]:
-        """Holds of processes that are not `alive`, residuals left out.
+        """Holds of processes that are not `alive`.
 
-        May include holds whose call has a charge or a cancellation recorded. Raises
+        Residuals, and calls with a charge or a cancellation recorded, are left out. Raises
         GuardUnavailableError or what SQLAlchemy raises.
         """
         ...

@@ -12,12 +12,12 @@ from typing import Final, Protocol
 
 import msgspec
 from sqlalchemy import func, select, text, update
-from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing.db.invariants import (
     CHECKS,
     EXAMPLES_MAX,
+    OLDEST_USAGE,
     ROLLUP_DIFFERENCES,
     ROLLUP_KEY,
     ROLLUP_SUMS,
@@ -28,6 +28,7 @@ from billing.db.invariants import (
 from billing.db.session import Database
 from billing.db.tables import accounts, holds
 from billing.holds import GuardUnavailableError
+from billing.settlement.registry import AWAY
 
 RECENT_MS: Final = 2 * 3_600_000  # what a recent run looks back on, beside the longest call
 EVERY_SECONDS: Final = 900.0
@@ -78,7 +79,7 @@ class Repaired(msgspec.Struct, frozen=True, kw_only=True):
 
     held_accounts: int  # accounts whose held credit was not the sum of its holds
     rollup_groups: int  # groups of the hourly usage that were wrong
-    guard_accounts: int | None = None  # that the hold store loads anew; None: it is the database
+    guard_rebuilt: bool = False  # the hold store loads everything anew; False: it is the database
 
 
 class GuardAudit(msgspec.Struct, frozen=True, kw_only=True):
@@ -88,7 +89,18 @@ class GuardAudit(msgspec.Struct, frozen=True, kw_only=True):
     examples: tuple[Violation, ...]
 
 
-class AuditedGuard(Protocol):
+class RebuiltGuard(Protocol):
+    """A hold store outside of the database that can be made to forget what it derived."""
+
+    async def rebuild(self, reason: str) -> None:
+        """Fence, then load anew from ledger, unsettled events and live processes.
+
+        Raises GuardUnavailableError, and what SQLAlchemy raises.
+        """
+        ...
+
+
+class AuditedGuard(RebuiltGuard, Protocol):
     """A hold store outside of the database, as reconciliation sees it."""
 
     async def audit(self) -> GuardAudit:
@@ -97,13 +109,6 @@ class AuditedGuard(Protocol):
         Balance and seq of an account are those of the ledger at that seq or wait for an `apply`;
         held is the sum of the holds; no hold of a settled call, none past the longest call. Raises
         GuardUnavailableError.
-        """
-        ...
-
-    async def rebuild(self) -> int:
-        """Fence, forget and load anew from ledger, unsettled events and live processes.
-
-        How many accounts were forgotten. Raises GuardUnavailableError.
         """
         ...
 
@@ -133,7 +138,16 @@ class Reconciler:
         A check that cannot be run is a finding with an error, and the others run even so.
         """
         now = self._now_ms()
-        limits = window(now, recent_ms=None if full else RECENT_MS, call_ms_max=self._call_ms_max)
+        try:
+            oldest_id = await self._oldest_usage()
+        except AWAY:
+            oldest_id = ""  # each check will say so by itself
+        limits = window(
+            now,
+            recent_ms=None if full else RECENT_MS,
+            call_ms_max=self._call_ms_max,
+            oldest_id=oldest_id,
+        )
         parameters = msgspec.structs.asdict(limits)
         findings = [await self._find(check, parameters, full=full) for check in CHECKS]
         return Report(at=now, full=full, findings=tuple(findings))
@@ -145,8 +159,11 @@ class Reconciler:
         """
         held = await self.repair_held()
         groups = await self.repair_rollup()
-        guard = None if self._guard is None else await self._guard.rebuild()
-        return Repaired(held_accounts=held, rollup_groups=groups, guard_accounts=guard)
+        if self._guard is not None:
+            await self._guard.rebuild("repair")
+        return Repaired(
+            held_accounts=held, rollup_groups=groups, guard_rebuilt=self._guard is not None
+        )
 
     async def repair_held(self) -> int:
         """Set accounts.held to the sum of the account's holds; how many were wrong."""
@@ -183,7 +200,8 @@ class Reconciler:
 
         Differences are added, not set: what is settled meanwhile adds to the same rows.
         """
-        limits = window(self._now_ms(), recent_ms=None, call_ms_max=0)
+        oldest_id = await self._oldest_usage()
+        limits = window(self._now_ms(), recent_ms=None, call_ms_max=0, oldest_id=oldest_id)
         parameters = _used(_REPAIR_ROLLUP, msgspec.structs.asdict(limits))
         async with self._database.write() as connection:
             await _take_time(connection)
@@ -195,6 +213,10 @@ class Reconciler:
             done = await connection.execute(text(_REPAIR_ROLLUP), parameters)
             return done.rowcount
 
+    async def _oldest_usage(self) -> str:
+        async with self._database.read() as connection:
+            return await connection.scalar(text(OLDEST_USAGE)) or ""
+
     async def _find(self, check: Check, parameters: dict[str, int | str], *, full: bool) -> Finding:
         found = Finding(check=check.name, sentence=check.sentence)
         query = check.full if full else check.recent
@@ -205,7 +227,7 @@ class Reconciler:
             if self._guard is not None and check.name == GUARD_CHECK:
                 audit = await self._guard.audit()
                 count, examples = count + audit.count, (*examples, *audit.examples)
-        except (SQLAlchemyError, OSError, GuardUnavailableError) as error:
+        except (*AWAY, GuardUnavailableError) as error:
             # The message may quote a row; the type says enough beside the check's name.
             return msgspec.structs.replace(found, error=type(error).__name__)
         return msgspec.structs.replace(found, count=count, examples=examples[:EXAMPLES_MAX])

@@ -173,6 +173,8 @@ class Registration:
                         await on_change(Beat.REWOUND)
             except AWAY as error:
                 _log.warning("the registry takes no entry: %s", type(error).__name__)
+            except Exception:  # noqa: BLE001 - a process that stops beating would be taken for dead
+                _log.exception("what the registry said could not be followed")
 
     async def _renew(self) -> int | None:
         renewed = (
@@ -206,6 +208,17 @@ class Registration:
             "heartbeat_at": now,
             "heartbeats": 0,
         }
+
+
+class Beating(msgspec.Struct, frozen=True):
+    """A registration that is kept up, and who hears what it is told."""
+
+    registration: Registration
+    on_change: Callable[[Beat], Awaitable[None]]
+
+    async def run(self) -> None:
+        """Beat until cancelled."""
+        await self.registration.run(self.on_change)
 
 
 async def living(database: Database) -> frozenset[str]:

@@ -7,7 +7,7 @@ of the sweeper itself, starts the waiting anew. Several sweepers at once are saf
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Final
 
 import msgspec
@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from billing.context import decode_context
 from billing.db.hot import DatabaseUnavailableError, EventConflictError, HotDatabase
 from billing.db.session import Database
-from billing.db.tables import processes, quarantine, usage
+from billing.db.tables import processes, quarantine
 from billing.events import (
     ChargeEvent,
     Finish,
@@ -183,12 +183,9 @@ class Sweeper:
     # -- what they leave ---------------------------------------------------------------------
 
     async def _estimate(self, calls: list[HeldCall]) -> int:
-        """Charge each at its last progress, where its owner has not said anything."""
-        said = await self._said(call.hold_id for call in calls)
+        """Charge each at its last progress; should its owner say something now, that stands."""
         finishes = []
         for call in calls:
-            if call.hold_id in said:
-                continue
             if finish := estimate_of(call, self._now_ms()):
                 finishes.append(finish)
             else:
@@ -199,14 +196,6 @@ class Sweeper:
             self._on_estimate()
             _log.warning("%d calls of dead processes were estimated", written)
         return written
-
-    async def _said(self, event_ids: Iterable[str]) -> set[str]:
-        wanted = list(event_ids)
-        if not wanted:
-            return set()
-        rows = select(usage.c.event_id).where(usage.c.event_id.in_(wanted))
-        async with self._database.read() as connection:
-            return set((await connection.scalars(rows)).all())
 
     async def _record(self, finish: Finish) -> bool:
         try:

@@ -111,9 +111,9 @@ class ReleasedHoldView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RebuiltView(msgspec.Struct, frozen=True, kw_only=True):
-    """How many accounts the hold store reads anew; in the database: how many were wrong."""
+    """In how many accounts `held` was wrong; null: the hold store is elsewhere, and reads anew."""
 
-    accounts: int
+    accounts: int | None
 
 
 class ViolationView(msgspec.Struct, frozen=True, kw_only=True):
@@ -149,7 +149,7 @@ class RepairedView(msgspec.Struct, frozen=True, kw_only=True):
 
     held_accounts: int
     rollup_groups: int
-    guard_accounts: int | None
+    guard_rebuilt: bool
 
 
 class RepairView(msgspec.Struct, frozen=True, kw_only=True):
@@ -305,5 +305,5 @@ def repaired_view(repaired: Repaired) -> RepairedView:
     return RepairedView(
         held_accounts=repaired.held_accounts,
         rollup_groups=repaired.rollup_groups,
-        guard_accounts=repaired.guard_accounts,
+        guard_rebuilt=repaired.guard_rebuilt,
     )

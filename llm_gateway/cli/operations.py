@@ -300,7 +300,8 @@ def rebuild(client: Client, reason: str, as_json: bool) -> None:
     if as_json:
         print_json(done)
         return
-    click.echo(f"rebuilt; accounts concerned: {done.accounts}")
+    found = "" if done.accounts is None else f"; held was wrong in {done.accounts} accounts"
+    click.echo(f"rebuilt{found}")
 
 
 # -- facts -------------------------------------------------------------------------------------

@@ -303,6 +303,22 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("event_id", "revision", name=op.f("pk_usage")),
         postgresql_partition_by="RANGE (event_id)",
     )
+    op.create_index(
+        "ix_usage_estimates",
+        "usage",
+        ["account"],
+        unique=False,
+        sqlite_where=sa.text("revision = 1"),
+        postgresql_where=sa.text("revision = 1"),
+    )
+    op.create_index(
+        "ix_accounts_suspended",
+        "accounts",
+        ["account"],
+        unique=False,
+        sqlite_where=sa.text("suspended = 1"),
+        postgresql_where=sa.text("suspended"),
+    )
 
     if op.get_bind().dialect.name == "sqlite":
         for table in APPEND_ONLY:

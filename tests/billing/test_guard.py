@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from billing.db.sqlite import SqliteHotDatabase
+from billing.context import decode_context
+from billing.db.engine import Engine
 from billing.guard import Admitted, Bounds, CreditBalanceGuard, Plan, admit, plan
 from billing.holds import GuardUnavailableError, Refused
 from billing.holds.database import DatabaseHoldStore
@@ -102,16 +103,16 @@ class TestGuard:
         return migrated(tmp_path)
 
     @pytest.fixture
-    async def hot(self, path: Path) -> AsyncIterator[SqliteHotDatabase]:
+    async def hot(self, path: Path) -> AsyncIterator[Engine]:
         async with hot_database(path) as started:
             yield started
 
     @pytest.fixture
-    def guard(self, hot: SqliteHotDatabase) -> CreditBalanceGuard:
+    def guard(self, hot: Engine) -> CreditBalanceGuard:
         return CreditBalanceGuard(DatabaseHoldStore(hot), process="p1", min_output_tokens=64)
 
     async def test_holds_under_the_calls_own_id(
-        self, hot: SqliteHotDatabase, guard: CreditBalanceGuard, path: Path
+        self, hot: Engine, guard: CreditBalanceGuard, path: Path
     ) -> None:
         await hot.post([purchase(10_000)])
         one = new_id()
@@ -122,22 +123,20 @@ class TestGuard:
             (one, "alice", 825, "p1")
         ]
 
-    async def test_thin_credit_clamps(
-        self, hot: SqliteHotDatabase, guard: CreditBalanceGuard
-    ) -> None:
+    async def test_thin_credit_clamps(self, hot: Engine, guard: CreditBalanceGuard) -> None:
         await hot.post([purchase(600)])
         admitted = await guard.hold(context(new_id()), RATES, bounds(100))
         assert admitted == Admitted(held=600, limit=71, clamped=True)  # 575 / 8 = 71.9
 
     async def test_too_little_is_refused_with_what_is_needed(
-        self, hot: SqliteHotDatabase, guard: CreditBalanceGuard
+        self, hot: Engine, guard: CreditBalanceGuard
     ) -> None:
         await hot.post([purchase(536)])
         refused = await guard.hold(context(new_id()), RATES, bounds(100))
         assert refused == Refused(reason="insufficient", balance=536, held=0, needed=537)
 
     async def test_a_dearer_fallback_raises_the_hold_or_is_refused(
-        self, hot: SqliteHotDatabase, guard: CreditBalanceGuard
+        self, hot: Engine, guard: CreditBalanceGuard
     ) -> None:
         await hot.post([purchase(2000)])
         call = context(new_id())
@@ -151,8 +150,73 @@ class TestGuard:
         assert await guard.raise_hold(call, FREE, bounds(100), raised) == raised
 
     async def test_a_closed_store_is_unavailable(
-        self, hot: SqliteHotDatabase, guard: CreditBalanceGuard
+        self, hot: Engine, guard: CreditBalanceGuard
     ) -> None:
         await hot.close()
         with pytest.raises(GuardUnavailableError):
             await guard.hold(context(new_id()), RATES, bounds(100))
+
+
+class TestExtraOutput:
+    """Tokens that are billed as output beside the limit: 10 here, 80 micro-credits."""
+
+    ASKED = Bounds(
+        input_tokens=10, choices=1, client_limit=100, model_max_output=1000, extra_output=10
+    )
+
+    def test_it_is_part_of_the_plan(self) -> None:
+        assert plan(RATES, self.ASKED, min_output_tokens=64) == Plan(25 + 880, 25 + 64 * 8 + 80)
+
+    def test_it_is_paid_before_the_answer(self) -> None:
+        # 825 - 25 = 800 pays for 100 tokens, of which 10 are spoken for.
+        assert admit(RATES, self.ASKED, 905, 825) == Admitted(held=825, limit=90, clamped=True)
+
+
+class TestRaising:
+    @pytest.fixture
+    async def store(self, tmp_path: Path) -> AsyncIterator[DatabaseHoldStore]:
+        async with hot_database(migrated(tmp_path)) as hot:
+            await hot.post([purchase(10_000)])
+            yield DatabaseHoldStore(hot)
+
+    @pytest.mark.parametrize(
+        ("limit", "held"),
+        [
+            (None, 2 * 10 + 5 + 1000 * 8),  # no limit is sent: the model's own
+            (50, 2 * 10 + 5 + 50 * 8),  # clamped before: the clamp goes on
+        ],
+    )
+    async def test_it_raises_to_what_the_sent_limit_may_cost(
+        self, store: DatabaseHoldStore, limit: int | None, held: int
+    ) -> None:
+        guard = CreditBalanceGuard(store, process="p1", min_output_tokens=1)
+        call = context(new_id())
+        first = await guard.hold(call, RATES, bounds(1))
+        assert isinstance(first, Admitted)
+        before = Admitted(held=first.held, limit=limit, clamped=limit is not None)
+        raised = await guard.raise_hold(call, RATES, bounds(None), before)
+        assert raised == Admitted(held=held, limit=limit, clamped=limit is not None)
+
+    async def test_a_hold_that_is_just_enough_asks_nobody(self) -> None:
+        nobody = CreditBalanceGuard(_Unreachable(), process="p1", min_output_tokens=64)
+        enough = Admitted(held=825, limit=100, clamped=False)
+        assert await nobody.raise_hold(context(new_id()), RATES, bounds(100), enough) == enough
+
+
+class _Unreachable(DatabaseHoldStore):
+    """A store that must not be asked."""
+
+    def __init__(self) -> None:
+        """It has no database."""
+
+
+async def test_a_hold_keeps_its_calls_context(tmp_path: Path) -> None:
+    path = migrated(tmp_path)
+    async with hot_database(path) as hot:
+        await hot.post([purchase(10_000)])
+        guard = CreditBalanceGuard(DatabaseHoldStore(hot), process="p1", min_output_tokens=64)
+        call = context(new_id())
+        await guard.hold(call, RATES, bounds(100))
+        ((kept,),) = rows(path, "SELECT context FROM holds")
+        assert isinstance(kept, bytes)
+        assert decode_context(kept) == call

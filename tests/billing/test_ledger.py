@@ -18,8 +18,10 @@ from billing.ledger import (
     Repeated,
     Snapshot,
     default_label,
+    entry_hash,
     label_in,
     normalise,
+    snapshot_of,
     total_of,
 )
 from tests.support.money import T0, cancelled, charge, estimate
@@ -492,3 +494,160 @@ class TestSnapshots:
         for name in ("zoe", "alice", "mia"):
             posted(made, entry(event_id=name, account=name))
         assert [after.account for after in made.changed()] == ["alice", "mia", "zoe"]
+
+
+def _changed(**changes: object) -> Finish:
+    """A charge with fields that it should not have, of its own or of its context."""
+    finish = charge("c1", 1)
+    context = finish.event.context
+    for name in ("event_id", "account"):
+        if name in changes:
+            context = msgspec.structs.replace(context, **{name: changes.pop(name)})
+    event = msgspec.structs.replace(finish.event, context=context, **changes)
+    return msgspec.structs.replace(finish, event=event)
+
+
+class TestExactly:
+    """Every field, every message and every boundary, written out."""
+
+    def test_a_snapshot_has_every_field_of_its_account(self) -> None:
+        stored = Account(
+            account="alice", balance=61, seq=9, total_recharged=100, total_rewarded=20,
+            total_consumed=30, total_refunded=40, total_expired=5, total_adjusted=16,
+            suspended=True, last_ledger_event_id="e9", created_at=T0, updated_at=T0 + 1,
+        )  # fmt: skip
+        assert snapshot_of(stored) == Snapshot(
+            account="alice", balance=61, seq=9, total_recharged=100, total_rewarded=20,
+            total_consumed=30, total_refunded=40, total_expired=5, total_adjusted=16,
+            blocked=False, suspended=True, updated_at=T0 + 1,
+        )  # fmt: skip
+        made = batch(stored)
+        posted(made, entry(amount=7))
+        assert made.changed() == [
+            msgspec.structs.replace(
+                stored,
+                balance=68,
+                seq=10,
+                total_rewarded=27,
+                last_ledger_event_id="e1",
+                updated_at=NOW,
+            )
+        ]
+
+    def test_a_repeat_shows_the_account_as_it_was_left(self) -> None:
+        first = posted(batch(account(100)), entry())
+        again = batch(account(600, updated_at=T0 + 7), entries=[first.entry]).post(entry())
+        assert isinstance(again, Repeated)
+        assert again.account is not None
+        assert again.account.updated_at == T0 + 7
+
+    def test_an_entry_is_written_as_it_was_asked(self) -> None:
+        asked = entry(order_id=" o1 ", source_ref_id=" r1 ", metadata_json=" ", created_at=5)
+        written = posted(batch(account()), asked).entry
+        assert (written.order_id, written.source_ref_id) == ("o1", "r1")
+        assert (written.metadata_json, written.created_at) == ("{}", 5)
+        assert written.payload_hash == entry_hash(entry())
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"event_id": "e2"},
+            {"account": "bob"},
+            {"source": "refund"},
+            {"direction": "expense"},
+            {"amount": 501},
+            {"status": "pending"},
+        ],
+    )
+    def test_the_hash_tells_every_money_field(self, changes: dict[str, object]) -> None:
+        assert entry_hash(entry(**changes)) != entry_hash(entry())
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"event_id": "e" * 255},
+            {"account": "a" * 64},
+            {"account": "a"},
+            {"amount": AMOUNT_MAX},
+            {"amount": -AMOUNT_MAX, "direction": "expense"},
+        ],
+    )
+    def test_the_largest_that_is_allowed_is_allowed(self, changes: dict[str, object]) -> None:
+        assert isinstance(batch().post(entry(**changes)), Posted)
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"amount": 1.0}, "amount must be an integer (micro-credits)"),
+            ({"amount": -1}, "income must not be negative"),
+            ({"amount": 1, "direction": "expense"}, "expense must not be positive"),
+            ({"metadata_json": "[]"}, "metadata_json must be a JSON object"),
+        ],
+    )
+    def test_refusals_say_why(self, changes: dict[str, object], message: str) -> None:
+        result = batch().post(entry(**changes))
+        assert isinstance(result, EntryRefused)
+        assert result.message == message
+
+    def test_a_balance_beyond_the_largest_is_refused(self) -> None:
+        assert batch(account(1)).post(entry(amount=AMOUNT_MAX)) == EntryRefused(
+            field="amount", message=f"the balance would pass {AMOUNT_MAX} micro-credits"
+        )
+
+    def test_two_entries_make_one_new_account(self) -> None:
+        made = batch()
+        posted(made, entry())
+        second = posted(made, entry(event_id="e2", amount=1))
+        assert (second.entry.balance_after, second.entry.account_seq) == (501, 2)
+        assert [(a.balance, a.seq) for a in made.changed()] == [(501, 2)]
+
+    def test_a_charge_is_written_out(self) -> None:
+        finish = charge("c1", 30)
+        written = settled(batch(account(100)), finish)
+        assert written.payload_hash == payload_hash(finish.event)
+        assert (written.description, written.source_ref_id) == ("mini", None)
+        assert (written.created_at, written.posted_at) == (finish.event.finished_at, NOW)
+
+    def test_a_final_one_below_its_estimate_is_an_income_of_one(self) -> None:
+        made = batch(account(100))
+        settled(made, estimate("c1", 30))
+        back = settled(made, charge("c1", 29))
+        assert (back.direction, back.amount, back.source_ref_id) == ("income", 1, "c1")
+
+    def test_conflicts_name_both_values(self) -> None:
+        made = batch(account(100))
+        settled(made, estimate("c1", 30))
+        assert settle(made, charge("c1", 30, account="bob")) == EventConflict(
+            event_id="c1", field="account", existing="alice", given="bob"
+        )
+        posted(made, entry(event_id="c2"))
+        assert settle(made, estimate("c2", 30)) == EventConflict(
+            event_id="c2", field="source", existing="manual", given="charge"
+        )
+
+    @pytest.mark.parametrize(
+        ("finish", "field", "message"),
+        [
+            (_changed(version=9), "version", "unknown version 9"),
+            (_changed(revision=9), "revision", "unknown revision 9"),
+            (_changed(amount=-1), "amount", "a charge of -1 micro-credits"),
+            (_changed(event_id=""), "event_id", "event_id must not be empty"),
+            (_changed(account=""), "account", "account is empty or too long"),
+            (_changed(account="a" * 65), "account", "account is empty or too long"),
+        ],
+    )
+    def test_a_charge_that_makes_no_sense_says_why(
+        self, finish: Finish, field: str, message: str
+    ) -> None:
+        assert settle(batch(), finish) == EntryRefused(field=field, message=message)
+
+    def test_a_cancelled_call_costs_nothing(self) -> None:
+        charge_of = PendingCharge(charge("c1", 1).event, "", cancelled=True)
+        assert batch().settle(charge_of) == EntryRefused(
+            field="amount", message="a cancelled call costs nothing"
+        )
+
+    @pytest.mark.parametrize("name", ["a", "a" * 64])
+    def test_the_largest_charge_of_the_longest_name(self, name: str) -> None:
+        written = settled(batch(), charge("c1", AMOUNT_MAX, account=name))
+        assert (written.account, written.amount) == (name, -AMOUNT_MAX)

@@ -28,6 +28,8 @@ POINTS = {
 }
 # Only reached while the database is away: tests/billing/settlement/ tries these.
 SPOOL_POINTS = {"before_spool", "spool_unsynced", "spool_replayed"}
+# Only reached with a broker: tests/faults/test_brokers.py tries these.
+BROKER_POINTS = {"claimed_unsent", "settled_unacknowledged"}
 
 
 def named_points() -> set[str]:
@@ -40,7 +42,7 @@ def named_points() -> set[str]:
 
 
 def test_every_point_is_tried() -> None:
-    assert named_points() == set(POINTS) | SPOOL_POINTS
+    assert named_points() == set(POINTS) | SPOOL_POINTS | BROKER_POINTS
 
 
 @pytest.fixture(scope="module")

@@ -111,7 +111,7 @@ def test_what_is_stuck_is_listed_shown_and_resolved(server: list[str]) -> None:
         "event", "word", "account", "cancelled", "attempts", "since",
     ]  # fmt: skip
     assert "the event cannot be read" in run("quarantine", "list", *server).stdout
-    assert "payload        cannot be read" in run("quarantine", "show", "1", *server).stdout
+    assert "call           cannot be read" in run("quarantine", "show", "1", *server).stdout
     refused = run("quarantine", "replay", "1", "--reason", "r", *server)
     assert refused.exit_code == 1
     assert "discard it" in refused.stderr

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from billing.db.sqlite import SqliteHotDatabase
+from billing.db.engine import Engine
 from billing.holds import Granted, GuardUnavailableError, HoldStore, Refused
 from billing.holds.database import DatabaseHoldStore
 from llm_gateway.config import SceneConfig
@@ -71,13 +71,13 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-async def hot(path: Path) -> AsyncIterator[SqliteHotDatabase]:
+async def hot(path: Path) -> AsyncIterator[Engine]:
     async with hot_database(path) as started:
         yield started
 
 
 async def stream_of(
-    hot: SqliteHotDatabase,
+    hot: Engine,
     *,
     credit: int,
     grant: int = 1000,
@@ -93,7 +93,7 @@ async def stream_of(
     return Stream(holds, one, grant, on_exhausted)
 
 
-async def answered(hot: SqliteHotDatabase) -> None:
+async def answered(hot: Engine) -> None:
     """Until the store has answered whatever was asked of it: it answers in order."""
     for _ in range(3):  # an ask may be followed by another for what there is
         await asyncio.sleep(0)
@@ -106,23 +106,21 @@ def held(path: Path) -> object:
     return amount
 
 
-async def test_nothing_is_asked_below_four_fifths(hot: SqliteHotDatabase, path: Path) -> None:
+async def test_nothing_is_asked_below_four_fifths(hot: Engine, path: Path) -> None:
     stream = await stream_of(hot, credit=100_000)
     stream.pass_text("x" * 799)
     await answered(hot)
     assert (stream.grant, held(path), stream.told) == (1000, 1000, [])
 
 
-async def test_half_as_much_again_is_asked_at_four_fifths(
-    hot: SqliteHotDatabase, path: Path
-) -> None:
+async def test_half_as_much_again_is_asked_at_four_fifths(hot: Engine, path: Path) -> None:
     stream = await stream_of(hot, credit=100_000)
     stream.pass_text("x" * 800)
     await answered(hot)
     assert (stream.grant, held(path), stream.told) == (1501, 1501, [])
 
 
-async def test_few_bytes_are_not_worth_a_look(hot: SqliteHotDatabase, path: Path) -> None:
+async def test_few_bytes_are_not_worth_a_look(hot: Engine, path: Path) -> None:
     stream = await stream_of(hot, credit=100_000, grant=100)
     stream.pass_text("x" * (LOOK_BYTES - 1))
     await answered(hot)
@@ -132,9 +130,7 @@ async def test_few_bytes_are_not_worth_a_look(hot: SqliteHotDatabase, path: Path
     assert stream.grant > LOOK_BYTES
 
 
-async def test_a_rich_account_outruns_its_hold_and_goes_on(
-    hot: SqliteHotDatabase, path: Path
-) -> None:
+async def test_a_rich_account_outruns_its_hold_and_goes_on(hot: Engine, path: Path) -> None:
     # A provider that sends everything at once: 50 times the hold before anybody could ask.
     stream = await stream_of(hot, credit=100_000)
     stream.pass_text("x" * 50_000)
@@ -146,7 +142,7 @@ async def test_a_rich_account_outruns_its_hold_and_goes_on(
 
 
 async def test_what_passes_while_the_answer_is_awaited_is_asked_for_too(
-    hot: SqliteHotDatabase, path: Path
+    hot: Engine, path: Path
 ) -> None:
     stream = await stream_of(hot, credit=100_000)
     stream.pass_text("x" * 1000)
@@ -157,14 +153,14 @@ async def test_what_passes_while_the_answer_is_awaited_is_asked_for_too(
     assert (stream.grant, held(path)) == (12_501, 12_501)  # 10,000 x 5/4 + 1
 
 
-async def test_a_thin_account_gets_what_there_is(hot: SqliteHotDatabase, path: Path) -> None:
+async def test_a_thin_account_gets_what_there_is(hot: Engine, path: Path) -> None:
     stream = await stream_of(hot, credit=1200)
     stream.pass_text("x" * 900)
     await answered(hot)
     assert (stream.grant, held(path), stream.told) == (1200, 1200, [])
 
 
-async def test_cut_ends_where_nothing_is_left(hot: SqliteHotDatabase, path: Path) -> None:
+async def test_cut_ends_where_nothing_is_left(hot: Engine, path: Path) -> None:
     stream = await stream_of(hot, credit=1000)
     stream.pass_text("x" * 900)
     await answered(hot)
@@ -176,7 +172,7 @@ async def test_cut_ends_where_nothing_is_left(hot: SqliteHotDatabase, path: Path
     assert held(path) == 1000
 
 
-async def test_cut_of_a_stream_that_waited(hot: SqliteHotDatabase) -> None:
+async def test_cut_of_a_stream_that_waited(hot: Engine) -> None:
     stream = await stream_of(hot, credit=1000)
     stream.pass_text("x" * 5000)
     assert stream.told == ["await_credit"]
@@ -184,7 +180,7 @@ async def test_cut_of_a_stream_that_waited(hot: SqliteHotDatabase) -> None:
     assert stream.told == ["await_credit", "exhausted"]
 
 
-async def test_finish_never_stops(hot: SqliteHotDatabase) -> None:
+async def test_finish_never_stops(hot: Engine) -> None:
     stream = await stream_of(hot, credit=1000, on_exhausted="finish")
     for _ in range(20):
         stream.pass_text("x" * 1000)
@@ -193,7 +189,7 @@ async def test_finish_never_stops(hot: SqliteHotDatabase) -> None:
     assert stream.watch.lent > 10**15
 
 
-async def test_grace_runs_so_much_further(hot: SqliteHotDatabase) -> None:
+async def test_grace_runs_so_much_further(hot: Engine) -> None:
     # 0.0005 credits = 500 micro-credits.
     stream = await stream_of(hot, credit=1000, on_exhausted="grace:0.0005")
     stream.pass_text("x" * 1243)
@@ -208,7 +204,7 @@ async def test_grace_runs_so_much_further(hot: SqliteHotDatabase) -> None:
     assert stream.watch.lent == 500
 
 
-async def test_refused_for_good_is_asked_once(hot: SqliteHotDatabase, path: Path) -> None:
+async def test_refused_for_good_is_asked_once(hot: Engine, path: Path) -> None:
     stream = await stream_of(hot, credit=1000, on_exhausted="finish")
     stream.pass_text("x" * 5000)  # more than the account ever had
     await answered(hot)
@@ -218,9 +214,7 @@ async def test_refused_for_good_is_asked_once(hot: SqliteHotDatabase, path: Path
     assert held(path) == 1000
 
 
-async def test_credit_held_by_other_calls_is_asked_for_again(
-    hot: SqliteHotDatabase, path: Path
-) -> None:
+async def test_credit_held_by_other_calls_is_asked_for_again(hot: Engine, path: Path) -> None:
     other = new_id()
     stream = await stream_of(hot, credit=3000)
     await hot.reserve(hold(other, minimum=2000, wanted=2000))
@@ -239,7 +233,7 @@ async def test_credit_held_by_other_calls_is_asked_for_again(
     assert "exhausted" not in stream.told
 
 
-async def test_suspended_account_gets_no_more(hot: SqliteHotDatabase, path: Path) -> None:
+async def test_suspended_account_gets_no_more(hot: Engine, path: Path) -> None:
     stream = await stream_of(hot, credit=100_000)
     execute(path, "UPDATE accounts SET suspended = 1")
     stream.pass_text("x" * 1000)
@@ -248,7 +242,7 @@ async def test_suspended_account_gets_no_more(hot: SqliteHotDatabase, path: Path
 
 
 async def test_unreachable_store_is_asked_until_the_hold_is_used_up(
-    hot: SqliteHotDatabase,
+    hot: Engine,
 ) -> None:
     stream = await stream_of(hot, credit=100_000, reachable=False)
     stream.pass_text("x" * 900)
@@ -260,7 +254,7 @@ async def test_unreachable_store_is_asked_until_the_hold_is_used_up(
     assert stream.told == ["await_credit", "exhausted"]
 
 
-async def test_an_answer_after_the_end_decides_nothing(hot: SqliteHotDatabase) -> None:
+async def test_an_answer_after_the_end_decides_nothing(hot: Engine) -> None:
     stream = await stream_of(hot, credit=1000)
     stream.pass_text("x" * 5000)
     stream.watch.end()
@@ -269,7 +263,7 @@ async def test_an_answer_after_the_end_decides_nothing(hot: SqliteHotDatabase) -
     assert stream.grant == 1000
 
 
-async def test_a_hold_that_is_gone_does_not_grow(hot: SqliteHotDatabase, path: Path) -> None:
+async def test_a_hold_that_is_gone_does_not_grow(hot: Engine, path: Path) -> None:
     stream = await stream_of(hot, credit=100_000)
     await hot.record(charge(stream.event_id, 900))
     await hot.settle_pending(10)

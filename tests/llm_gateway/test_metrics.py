@@ -2,10 +2,12 @@
 
 import time
 
+import msgspec
 from prometheus_client.parser import text_string_to_metric_families
 
 from billing.context import BillingContext
 from billing.events import UsageQuality, UsageSource
+from billing.settlement.delivery import BrokerFigures
 from billing.settlement.reconcile import Finding, Report
 from llm_gateway import clock
 from llm_gateway.metrics import CHILDREN_MAX, Metrics

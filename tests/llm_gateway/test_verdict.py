@@ -8,7 +8,7 @@ import pytest
 
 from billing.events import UsageQuality, UsageSource
 from llm_gateway.tokens import Count
-from llm_gateway.verdict import Answer, Ending, Policy, judge, nothing
+from llm_gateway.verdict import Answer, Ending, Policy, Verdict, judge, nothing
 from pricing_rules.book import Rule, parse_book
 from pricing_rules.usage import ReportedUsage, Usage
 
@@ -221,3 +221,84 @@ def test_nothing_is_cancelled_and_names_its_reason() -> None:
     assert (verdict.amount, verdict.cancelled, verdict.usage) == (0, True, Usage())
     assert verdict.reason == "upstream_error"
     assert verdict.quality is UsageQuality.EXACT
+
+
+ESTIMATING = Policy(no_usage="estimate", empty_answer="charge")
+
+
+def verdict_of(rule: Rule, seen: Answer, *, grant: int = GRANT, lent: int = 0) -> Verdict:
+    return judge(
+        seen,
+        rule=rule,
+        grant=grant,
+        count_input=lambda: Count(10, ESTIMATE),
+        policy=ESTIMATING,
+        lent=lent,
+    )
+
+
+class TestWrittenOut:
+    """Whole verdicts: every field counts."""
+
+    def test_a_report_that_stops_early_is_filled_up_by_our_count(self, rule: Rule) -> None:
+        # 100 input at 100, and 50 delivered instead of 5 reported at 200
+        seen = answer(Ending.BROKEN, reported(100, 5), delivered=50)
+        assert verdict_of(rule, seen) == Verdict(
+            usage=Usage(input=100, output=50),
+            quality=UsageQuality.PARTIAL,
+            source=ESTIMATE,
+            amount=20_000,
+            raw_usage=b"{}",
+            reason="broken",
+        )
+
+    @pytest.mark.parametrize(
+        ("told", "delivered", "output"), [(5, 26, 5), (5, 27, 27), (0, 1, 1), (5, 3, 5)]
+    )
+    def test_a_small_difference_is_no_sign(
+        self, rule: Rule, told: int, delivered: int, output: int
+    ) -> None:
+        seen = answer(Ending.BROKEN, reported(100, told), delivered=delivered)
+        assert verdict_of(rule, seen).usage == Usage(input=100, output=output)
+
+    def test_a_whole_report_is_taken_whole(self, rule: Rule) -> None:
+        assert verdict_of(rule, answer(reported=reported(100, 7))) == Verdict(
+            usage=Usage(input=100, output=7),
+            quality=UsageQuality.EXACT,
+            source=UsageSource.PROVIDER,
+            amount=11_400,
+            raw_usage=b"{}",
+        )
+
+    def test_a_suspicious_report_is_kept_and_named(self, rule: Rule) -> None:
+        seen = answer(reported=reported(100, 0))
+        assert verdict_of(rule, seen) == Verdict(
+            usage=Usage(input=10, output=7),
+            quality=UsageQuality.SUSPICIOUS,
+            source=ESTIMATE,
+            amount=2_400,
+            raw_usage=b"{}",
+            reason="no output is reported of an answer with content",
+        )
+
+    def test_an_estimate_may_use_what_was_lent(self, rule: Rule) -> None:
+        assert verdict_of(rule, answer(), grant=1_000, lent=500).amount == 1_500
+        assert verdict_of(rule, answer(), grant=1_000, lent=5_000).amount == 2_400
+
+    def test_an_empty_answer_that_is_charged_is_an_estimate(self, rule: Rule) -> None:
+        seen = answer(has_content=False, delivered=0)
+        assert verdict_of(rule, seen).quality is UsageQuality.ESTIMATED
+
+    def test_a_ceiling_says_that_the_usage_is_missing(self, rule: Rule) -> None:
+        policy = Policy(no_usage="ceiling", empty_answer="free")
+        verdict = judge(
+            answer(),
+            rule=rule,
+            grant=GRANT,
+            count_input=lambda: Count(10, ESTIMATE),
+            policy=policy,
+        )
+        assert (verdict.quality, verdict.source) == (UsageQuality.MISSING, UsageSource.HOLD)
+
+    def test_nothing_has_no_source(self) -> None:
+        assert nothing("refused").source is UsageSource.NONE

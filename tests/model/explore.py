@@ -6,11 +6,14 @@ import argparse
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from tests.model.protections import ALL, Protection
-from tests.model.world import LOSSES, Fault, Violated, World
+from tests.model.world import LOSSES, Fault, ViolationError, World
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 STEPS = 300
 EVERY_FAULT = frozenset(Fault)
@@ -44,7 +47,7 @@ def explore(
         world = World(seed, protections=protections, faults=faults)
         try:
             world.run(steps)
-        except Violated as violated:
+        except ViolationError as violated:
             found.violations.append((seed, str(violated)))
         found.seeds += 1
         found.admitted += world.admitted

@@ -206,7 +206,7 @@ class Guard:
             slot = self.slots.setdefault(read.account, Slot(epoch, token))
         elif slot is None or slot.token != token:
             return False
-        if slot is None or slot.epoch != epoch or slot.loaded:
+        if slot.epoch != epoch or slot.loaded:
             return False
         if read.seq < slot.seq and Protection.LOAD_NOT_OLDER in self._on:
             return False

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from billing.holds import Granted
 from tests.model.protections import Protection
-from tests.model.world import BOUGHT, Call, LateBeat, Process, State, Violated, World
+from tests.model.world import BOUGHT, Call, LateBeat, Process, State, ViolationError, World
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 ACCOUNT: Final = "alice"
 MOST: Final = BOUGHT * 3 // 4
@@ -62,9 +64,7 @@ def late_heartbeat_after_a_loss(world: World) -> None:
     """A heartbeat from before a call arrives after the guard was lost: it is no registration."""
     first, second, third = processes(world)
     early = admitted(world, first, 10)
-    world.late_beats.append(
-        LateBeat(first.name, first.epoch, ACCOUNT, world.beats(first)[ACCOUNT])
-    )
+    world.late_beats.append(LateBeat(first.name, first.epoch, ACCOUNT, world.beats(first)[ACCOUNT]))
     admitted(world, second, 10)
     admitted(world, first, MOST)
     world.restart()
@@ -171,9 +171,7 @@ def late_heartbeat_after_an_extension(world: World) -> None:
     """A heartbeat from before an extension arrives after it."""
     first, second, _ = processes(world)
     call = admitted(world, first, 10)
-    world.late_beats.append(
-        LateBeat(first.name, first.epoch, ACCOUNT, world.beats(first)[ACCOUNT])
-    )
+    world.late_beats.append(LateBeat(first.name, first.epoch, ACCOUNT, world.beats(first)[ACCOUNT]))
     extended = world.guard.extend(first.epoch, ACCOUNT, call.call_id, MOST)
     assert extended == Granted(MOST)
     call.held = MOST
@@ -201,6 +199,6 @@ def tell(protection: Protection, protections: frozenset[Protection]) -> str | No
         SCENARIOS[protection](world)
         world.come_to_rest()
         world.check_end()
-    except Violated as violated:
+    except ViolationError as violated:
         return str(violated)
     return None

@@ -41,9 +41,7 @@ def test_a_run_is_told_by_its_seed_alone() -> None:
 
 @pytest.mark.parametrize("protection", sorted(ALL - BY_SCENARIO), ids=lambda p: p.name)
 def test_its_absence_is_caught_by_chance(protection: Protection) -> None:
-    found = explore(
-        range(SEEDS_UNTIL_CAUGHT), protections=ALL - {protection}, stop_at_first=True
-    )
+    found = explore(range(SEEDS_UNTIL_CAUGHT), protections=ALL - {protection}, stop_at_first=True)
     assert found.violations, f"nothing shows that {protection}"
 
 

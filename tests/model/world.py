@@ -8,16 +8,18 @@ call may take, a ledger that is restored from a backup, and clocks that disagree
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import count
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from billing.holds import Granted, Refused
 from tests.model.guard_model import Answer, Applied, Beat, Guard, Slot
 from tests.model.ledger_model import ESTIMATE, FINAL, Event, Ledger, Recorded
 from tests.model.protections import ALL, Protection
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 ACCOUNTS: Final = ("alice", "bob")
 PROCESSES: Final = 3
@@ -121,12 +123,12 @@ class LateReserve:
     process: str
 
 
-class Violated(Exception):
+class ViolationError(Exception):
     """What must hold does not; the first word names the kind."""
 
 
 class World:
-    """One run. Raises Violated at the first step after which something is wrong."""
+    """One run. Raises ViolationError at the first step after which something is wrong."""
 
     def __init__(
         self,
@@ -214,7 +216,7 @@ class World:
             process.epoch = self.ledger.epoch
 
     def is_lost(self, account: str) -> bool:
-        """A MISS is judged: was the account in the guard in this epoch before?"""
+        """A MISS is judged by whether the account was in the guard in this epoch before."""
         slot = self.guard.slots.get(account)
         is_there = slot is not None and slot.epoch == self.ledger.epoch
         marked = self.ledger.marks.get(account) == self.ledger.epoch
@@ -295,7 +297,7 @@ class World:
         if self.chance(Fault.LOST_REPLY, 0.2):  # the client's library asks again by itself
             again = self.reserve(process, account, call_id, minimum, wanted)
             if again != answer:
-                raise Violated(f"REPEAT granted {answer}, then {again}")
+                raise ViolationError(f"REPEAT granted {answer}, then {again}")
         self.admitted += 1
         call = Call(call_id, account, process.name, answer.amount, wanted, self.now)
         call.undead = process.name in self.zombies
@@ -406,7 +408,7 @@ class World:
         other = self.event(call, FINAL, (event.amount + 1) % (call.held + 1))
         answer = self.ledger.record(other)
         if other.amount != event.amount and answer is Recorded.SAME:
-            raise Violated("CONFLICT taken for a repeat")
+            raise ViolationError("CONFLICT taken for a repeat")
 
     def claw_back(self) -> None:
         """A debit that is no call: at most what can be held for it."""
@@ -488,7 +490,9 @@ class World:
 
     def deliver_late(self) -> None:
         if self.late_reserves and self.random.random() < 0.3:
-            self.deliver_reserve(self.late_reserves.pop(self.random.randrange(len(self.late_reserves))))
+            self.deliver_reserve(
+                self.late_reserves.pop(self.random.randrange(len(self.late_reserves)))
+            )
         if not self.late_beats:
             return
         late = self.late_beats.pop(self.random.randrange(len(self.late_beats)))
@@ -641,7 +645,9 @@ class World:
         self.lose({})
 
     def lose(self, left: dict[str, Slot]) -> None:
-        before = {c.call_id: self.guard.amount(c.account, c.call_id) for c in self.open_calls.values()}
+        before = {
+            c.call_id: self.guard.amount(c.account, c.call_id) for c in self.open_calls.values()
+        }
         self.guard.slots = left
         self.replicas = [self.guard.copy()]
         for call_id, amount in before.items():
@@ -680,16 +686,13 @@ class World:
         already = charged.amount if charged is not None else 0
         if call.excused:
             return -already  # its charge may pass the balance, and is not ours to prevent
-        match call.state:
-            case State.RUNNING:
-                worst = call.held
-            case State.FINISHED:
-                worst = call.cost
-            case State.CANCELLED:
-                worst = 0
-            case State.CRASHED:
-                estimate = self.ledger.usage.get((call.call_id, ESTIMATE))
-                worst = estimate.amount if estimate is not None else 0
+        estimate = self.ledger.usage.get((call.call_id, ESTIMATE))
+        worst = {
+            State.RUNNING: call.held,
+            State.FINISHED: call.cost,
+            State.CANCELLED: 0,
+            State.CRASHED: estimate.amount if estimate is not None else 0,
+        }[call.state]
         return max(0, worst - already)
 
     def check(self) -> None:
@@ -699,10 +702,10 @@ class World:
         for account, exposed in open_to.items():
             if self.ledger.balance[account] < exposed:
                 short = self.ledger.balance[account] - exposed
-                raise Violated(f"OVERSPENT {account}: in the worst case {short}")
+                raise ViolationError(f"OVERSPENT {account}: in the worst case {short}")
         for account, slot in self.guard.slots.items():
             if slot.held != sum(hold.amount for hold in slot.holds.values()):
-                raise Violated(f"COUNTER of {account} is not the sum of its holds")
+                raise ViolationError(f"COUNTER of {account} is not the sum of its holds")
 
     def check_end(self) -> None:
         """After everything has come to rest."""
@@ -712,28 +715,28 @@ class World:
             posted[event_id] = posted.get(event_id, 0) - amount
             moved[account] += amount
         if moved != self.ledger.balance:
-            raise Violated("LEDGER a balance is not the sum of its entries")
+            raise ViolationError("LEDGER a balance is not the sum of its entries")
         for call in self.calls.values():
             self.check_charge(call, posted.get(call.call_id))
         for account, slot in self.guard.slots.items():
             if slot.holds:
-                raise Violated(f"LEAK {len(slot.holds)} holds stay, of no running call")
+                raise ViolationError(f"LEAK {len(slot.holds)} holds stay, of no running call")
             if slot.loaded and slot.balance != self.ledger.balance[account]:
-                raise Violated(f"DRIFT {account}: guard {slot.balance}, ledger otherwise")
+                raise ViolationError(f"DRIFT {account}: guard {slot.balance}, ledger otherwise")
         self.check_open()
 
     def check_charge(self, call: Call, posted: int | None) -> None:
         match call.state:
             case State.FINISHED if posted != call.cost:
-                raise Violated(f"CHARGE {posted} for a call that cost {call.cost}")
+                raise ViolationError(f"CHARGE {posted} for a call that cost {call.cost}")
             case State.CANCELLED if posted not in {None, 0}:
-                raise Violated(f"CHARGE {posted} for a cancelled call")
+                raise ViolationError(f"CHARGE {posted} for a cancelled call")
             case State.CRASHED if posted is None:
                 self.unrecorded += 1
                 if not call.excused:
-                    raise Violated("UNRECORDED the hold of a crashed call left no charge")
+                    raise ViolationError("UNRECORDED the hold of a crashed call left no charge")
             case State.CRASHED if not call.excused and not call.told <= (posted or 0) <= call.cost:
-                raise Violated(f"CHARGE {posted} for a call that had told of {call.told}")
+                raise ViolationError(f"CHARGE {posted} for a call that had told of {call.told}")
             case _:
                 pass
 
@@ -751,7 +754,7 @@ class World:
                 self.judge(process, account)
             answer = self.reserve(process, account, "last", wanted, wanted)
             if self.ledger.balance[account] >= 0 and answer != Granted(wanted):
-                raise Violated(f"STUCK {account} is not admitted: {answer}")
+                raise ViolationError(f"STUCK {account} is not admitted: {answer}")
 
     # --- the run ---------------------------------------------------------------------------------
 
@@ -816,9 +819,9 @@ class World:
             self.tick()
             try:
                 self.check()
-            except Violated as error:
+            except ViolationError as error:
                 name = getattr(action, "__name__", "")
-                raise Violated(f"{error} (step {step}, after {name})") from None
+                raise ViolationError(f"{error} (step {step}, after {name})") from None
         self.come_to_rest()
         self.check_end()
 

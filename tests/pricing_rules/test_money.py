@@ -89,3 +89,30 @@ def test_credits_are_written_without_needless_zeros(micro: int, text: str) -> No
 @given(st.integers(-MAX_MICRO_CREDITS, MAX_MICRO_CREDITS))
 def test_what_is_written_can_be_read(micro: int) -> None:
     assert parse_credits(format_credits(micro)) == micro
+
+
+WHAT_TO_WRITE = (
+    "is not an amount of credits: write plain digits like 12 or 12.5, "
+    "without exponent, thousands separator, plus sign or spaces"
+)
+
+
+@pytest.mark.parametrize(("text", "shown"), [("x" * 40, "x" * 40), ("x" * 41, "x" * 40 + "...")])
+def test_a_long_text_is_shown_by_its_beginning(text: str, shown: str) -> None:
+    with pytest.raises(ValueError, match="is not an amount") as info:
+        parse_credits(text)
+    assert str(info.value) == f"'{shown}' {WHAT_TO_WRITE}"
+
+
+def test_too_many_decimals_are_shown_by_their_beginning() -> None:
+    with pytest.raises(ValueError, match="decimals") as info:
+        parse_credits("1." + "0" * 50)
+    assert str(info.value) == (f"'1.{'0' * 38}' has 50 decimals: a credit has at most 6")
+
+
+def test_beyond_the_maximum_says_so_in_full() -> None:
+    with pytest.raises(ValueError, match="beyond") as info:
+        parse_credits("9007199254.740992")
+    assert str(info.value) == (
+        "the amount is beyond 9007199254.740991 credits, the most that an account can move at once"
+    )

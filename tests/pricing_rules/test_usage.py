@@ -132,3 +132,8 @@ def test_reasoning_beside_the_completion_is_added(
 def test_every_class_belongs_to_one_side() -> None:
     usage = Usage(**{name: 2**bit for bit, name in enumerate(Usage.__struct_fields__)})
     assert usage.total_input + usage.total_output == usage.total == 2**9 - 1
+
+
+def test_a_report_of_nothing_says_so() -> None:
+    nothing = dict.fromkeys(ReportedUsage.__struct_fields__)
+    assert normalise(ReportedUsage(**nothing)) == Implausible(reason="nothing reported")

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from redis.asyncio import Redis
@@ -147,7 +147,8 @@ class RedisServer(BrokerServer):
 
     async def read(self, topic: str) -> list[bytes]:
         async with Redis(port=self.port) as client:
-            return [fields[b"__data__"] for _, fields in await client.xrange(topic)]
+            entries: Any = await client.xrange(topic)
+            return [fields[b"__data__"] for _, fields in entries]
 
     async def write(self, topic: str, payloads: Iterable[bytes]) -> None:
         async with Redis(port=self.port) as client:

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from billing import failpoints
-from billing.db.sqlite import SqliteHotDatabase
+from billing.db.engine import Engine, hot_database
 from billing.holds import Granted, HoldBeat
 from billing.settlement.outbox import Outbox
 from billing.settlement.spool import Spool
@@ -19,7 +19,7 @@ from billing.settlement.worker import LedgerWorker
 from tests.support.money import T0, charge, hold, new_id
 
 
-async def main(path: Path, spool: Path, point: str, times: int) -> None:
+async def main(url: str, spool: Path, point: str, times: int) -> None:
     left = times
 
     def die() -> None:
@@ -29,7 +29,7 @@ async def main(path: Path, spool: Path, point: str, times: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     failpoints.hooks[point] = die
-    hot = SqliteHotDatabase(path, clock=lambda: T0)
+    hot = hot_database(url, clock=lambda: T0)
     await hot.start()
     worker = LedgerWorker(hot, clock=lambda: T0, batch_max=5, gather_seconds=0.001)
     outbox = Outbox(hot, Spool(spool, "doomed"), on_written=worker.notify)
@@ -40,7 +40,7 @@ async def main(path: Path, spool: Path, point: str, times: int) -> None:
             tasks.create_task(calls(hot, outbox))
 
 
-async def calls(hot: SqliteHotDatabase, outbox: Outbox) -> None:
+async def calls(hot: Engine, outbox: Outbox) -> None:
     amount = 0
     while True:
         event_id = new_id()
@@ -52,4 +52,4 @@ async def calls(hot: SqliteHotDatabase, outbox: Outbox) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])))
+    asyncio.run(main(sys.argv[1], Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])))

@@ -21,10 +21,31 @@ from tests.support.gateway import (
     TestAccount,
     until,
 )
+from tests.support.provider import (
+    DONE,
+    LAST_CHUNK,
+    STREAM_HEAD,
+    Gate,
+    ScriptedProvider,
+    delta,
+    event,
+    usage,
+    usage_event,
+)
+from tests.support.rawhttp import RawClient, chat, request
 from tests.support.services import pg_rows
 
-# The registry of these tests: as the product's, in proportion, and quicker.
-PACE = ("0.2", "1.0", "1.5")
+# The registry of these tests: quicker than the product's, and slow enough for a busy machine.
+PACE = ("0.4", "3.0", "4.0")
+
+
+FIRST = event(delta("one"))
+REST = [
+    event(delta("two")),
+    event(delta(None, finish="stop")),
+    usage_event(usage(100, 20)),
+    DONE + LAST_CHUNK,
+]
 
 
 class FleetGateway(GatewayProcess):
@@ -45,6 +66,39 @@ class FleetGateway(GatewayProcess):
 
     def resume(self) -> None:
         self.interrupt(signal.SIGCONT)
+
+
+class Stream:
+    """A streamed call that waits in its middle until the test opens its gate."""
+
+    def __init__(
+        self,
+        gateway: FleetGateway,
+        provider: ScriptedProvider,
+        account: TestAccount,
+        name: str,
+        stack: contextlib.ExitStack,
+    ) -> None:
+        self.name = name
+        self.gate = Gate()
+        script = provider.script(STREAM_HEAD, FIRST, self.gate, *REST)
+        self.client: RawClient = stack.enter_context(gateway.connect())
+        self.client.send(
+            request(
+                body=chat(stream=True, x_script=script),
+                key=account.key,
+                headers={"X-Request-Id": name},
+            )
+        )
+        self.client.read_until(b'"one"')
+
+    def finish(self) -> bytes:
+        """Let it go on to its end, whichever that is; all that came after the first word."""
+        self.gate.open()
+        reply = b""
+        with contextlib.suppress(AssertionError):  # it ends before
+            reply = self.client.read_until(LAST_CHUNK)
+        return reply
 
 
 class Worker:
@@ -83,8 +137,9 @@ class Worker:
 class Fleet:
     """The processes on one database."""
 
-    def __init__(self, folder: Path, base_url: str, url: str) -> None:
+    def __init__(self, folder: Path, base_url: str, url: str, config: str = "") -> None:
         self.url = url
+        self._config = config
         self._folder = folder
         self._base_url = base_url
         self._stack = ExitStack()
@@ -99,7 +154,7 @@ class Fleet:
     def gateway(self, config: str = "", *, processes: int = 1) -> FleetGateway:
         """Another gateway, running."""
         folder = self._folder / f"gateway-{len(self._gateways) + 1}"
-        gateway = FleetGateway(folder, self._base_url, self.url, config, processes)
+        gateway = FleetGateway(folder, self._base_url, self.url, self._config + config, processes)
         self._gateways.append(gateway)
         self._stack.enter_context(gateway)
         gateway.start()
@@ -152,6 +207,20 @@ class Fleet:
 
         until(settled, "outbox and live holds to empty")
 
+    def wait_progress(self, calls: int) -> None:
+        """Until so many holds know what their call has cost so far."""
+        until(
+            lambda: self.number("SELECT count(*) FROM holds WHERE progress > 0") >= calls or None,
+            f"the progress of {calls} calls",
+        )
+
+    def wait_estimates(self, calls: int) -> None:
+        """Until so many calls of dead processes were estimated."""
+        until(
+            lambda: self.number("SELECT count(*) FROM usage WHERE revision = 1") >= calls or None,
+            f"{calls} estimates",
+        )
+
     def audit(self) -> None:
         """Everything adds up."""
 
@@ -168,7 +237,7 @@ class Fleet:
 
 
 @contextlib.contextmanager
-def fleet(folder: Path, base_url: str, url: str) -> Iterator[Fleet]:
-    """A fleet whose processes are gone at the end, whatever happened."""
-    with Fleet(folder, base_url, url) as processes:
+def fleet(folder: Path, base_url: str, url: str, config: str = "") -> Iterator[Fleet]:
+    """A fleet whose processes are gone at the end, whatever happened; `config` is for all."""
+    with Fleet(folder, base_url, url, config) as processes:
         yield processes

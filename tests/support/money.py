@@ -170,3 +170,9 @@ def execute(place: Place, statement: str, *values: object) -> None:
 def _numbered(query: str) -> str:
     numbers = count(1)
     return re.sub(r"\?", lambda _: f"${next(numbers)}", query)
+
+
+def outbox_payloads(place: Place) -> list[bytes]:
+    """The events that wait in the outbox, oldest first."""
+    found = [row[0] for row in rows(place, "SELECT payload FROM outbox ORDER BY event_id")]
+    return [payload for payload in found if isinstance(payload, bytes)]

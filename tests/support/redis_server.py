@@ -8,13 +8,13 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Self
 
 import hiredis
 import pytest
 
-from billing.holds.redis_connection import RedisAddress, connect, parse_address
 from tests.support.services import blocking, free_port, package_file
 
 START_SECONDS = 10.0
@@ -82,7 +82,11 @@ class RedisServer:
         writer.write(hiredis.pack_command(words))  # type: ignore[arg-type]
         reply: object = False
         while reply is False:
-            parser.feed(await reader.read(65_536))
+            data = await reader.read(65_536)
+            if not data:
+                writer.close()
+                raise ConnectionError("the server closed the connection")
+            parser.feed(data)
             reply = parser.gets()
         writer.close()
         await writer.wait_closed()
@@ -101,7 +105,8 @@ class RedisServer:
             except (OSError, hiredis.ReplyError) as error:
                 if "NOAUTH" in str(error):
                     return
-                if time.monotonic() > deadline:
+                assert self._process is not None
+                if self._process.poll() is not None or time.monotonic() > deadline:
                     raise RuntimeError((self.directory / "log").read_text()) from None
                 time.sleep(0.02)
             else:
@@ -142,13 +147,6 @@ def own_redis() -> Iterator[RedisServer]:
         yield server
 
 
-async def plain_connection(address: RedisAddress | str) -> object:
-    """A checked connection as the product makes it."""
-    if isinstance(address, str):
-        address = parse_address(address)
-    return await connect(address, lambda: None)
-
-
 class Proxy:
     """A TCP proxy in front of Redis whose target can be changed, and that can drop replies or requests."""
 
@@ -163,7 +161,7 @@ class Proxy:
         self._writers: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def __aenter__(self) -> "Proxy":
+    async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
         self.port = self._server.sockets[0].getsockname()[1]
         return self
@@ -206,9 +204,11 @@ class Proxy:
         except OSError:
             pass
         finally:
-            up_writer.close()
             back.cancel()
-            writer.transport.abort()
+            for each in (writer, up_writer):
+                each.transport.abort()
+                with suppress(OSError):
+                    await each.wait_closed()
             self._writers -= {writer, up_writer}
 
     async def _replies(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

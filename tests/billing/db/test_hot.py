@@ -31,6 +31,7 @@ from tests.support.money import (
 BROKEN = (
     sqlite3.IntegrityError,
     OverflowError,
+    asyncpg.DataError,
     asyncpg.IntegrityConstraintViolationError,
     ValueError,
 )

@@ -7,16 +7,37 @@ import tempfile
 from contextlib import closing
 from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, multiple, rule
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    invariant,
+    multiple,
+    rule,
+    run_state_machine_as_test,
+)
 
+from billing.db import engine as engines
 from billing.db.hot import EventConflictError
 from billing.db.invariants import check_invariants
-from billing.db.sqlite import SqliteHotDatabase
 from billing.events import Finish
 from billing.holds import Granted, HoldBeat
-from tests.support.money import T0, cancelled, charge, hold, migrated, new_id, purchase
+from tests.support.money import (
+    T0,
+    Place,
+    cancelled,
+    charge,
+    hold,
+    migrated,
+    new_id,
+    purchase,
+    rows,
+    url_of,
+    violations,
+)
+from tests.support.services import PostgresServer
 
 ACCOUNTS = ("alice", "bob")
 # Interleavings, not the disk, are tried here: thousands of fsyncs would only take time.
@@ -52,11 +73,9 @@ class MoneyMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.runner = asyncio.Runner()
-        self.directory = tempfile.TemporaryDirectory(dir=MEMORY)
-        self.path = new_database(Path(self.directory.name))
-        self.hot = SqliteHotDatabase(self.path, clock=lambda: T0)
+        self.place = self.new_place()
+        self.hot = engines.hot_database(url_of(self.place), clock=lambda: T0)
         self.runner.run(self.hot.start())
-        self.audit = sqlite3.connect(self.path)
         self.bought = dict.fromkeys(ACCOUNTS, 0)
         self.all_calls: list[Call] = []
         self.process = 1
@@ -67,9 +86,15 @@ class MoneyMachine(RuleBasedStateMachine):
         for account in ACCOUNTS:
             spent = sum(call.cost for call in self.all_calls if call.account == account)
             assert self.balance(account) == (self.bought[account] - spent)
-        self.audit.close()
         self.runner.run(self.hot.close())
         self.runner.close()
+        self.drop_place()
+
+    def new_place(self) -> Place:
+        self.directory = tempfile.TemporaryDirectory(dir=MEMORY)
+        return new_database(Path(self.directory.name))
+
+    def drop_place(self) -> None:
         self.directory.cleanup()
 
     def drain(self) -> None:
@@ -82,16 +107,14 @@ class MoneyMachine(RuleBasedStateMachine):
 
         self.orphan_all()
         self.runner.run(restart())
-        assert self.audit.execute("SELECT count(*) FROM holds").fetchone() == (0,)
-        assert self.audit.execute("SELECT count(*) FROM outbox").fetchone() == (0,)
-        assert self.audit.execute("SELECT COALESCE(sum(held), 0) FROM accounts").fetchone() == (0,)
+        assert rows(self.place, "SELECT count(*) FROM holds") == [(0,)]
+        assert rows(self.place, "SELECT count(*) FROM outbox") == [(0,)]
+        assert rows(self.place, "SELECT COALESCE(sum(held), 0) FROM accounts") == [(0,)]
         self.all_invariants()
 
     def balance(self, account: str) -> int:
-        row = self.audit.execute(
-            "SELECT balance FROM accounts WHERE account = ?", (account,)
-        ).fetchone()
-        return int(row[0]) if row else 0
+        found = rows(self.place, "SELECT balance FROM accounts WHERE account = ?", account)
+        return int(str(found[0][0])) if found else 0
 
     def orphan_all(self) -> None:
         for call in self.all_calls:
@@ -211,7 +234,7 @@ class MoneyMachine(RuleBasedStateMachine):
 
         async def restart() -> None:
             await self.hot.close()
-            self.hot = SqliteHotDatabase(self.path, clock=lambda: T0)
+            self.hot = engines.hot_database(url_of(self.place), clock=lambda: T0)
             await self.hot.start()
             await self.hot.adopt_orphans(f"p{self.process}", T0)
 
@@ -220,14 +243,13 @@ class MoneyMachine(RuleBasedStateMachine):
 
     @invariant()
     def all_invariants(self) -> None:
-        assert check_invariants(self.audit) == []
+        assert violations(self.place) == []
 
     @invariant()
     def nobody_overspends(self) -> None:
         if self.late_finals:
             return
-        for (available,) in self.audit.execute("SELECT balance - held FROM accounts"):
-            assert available >= 0
+        assert rows(self.place, "SELECT account FROM accounts WHERE balance < held") == []
 
 
 TestInterleavings = MoneyMachine.TestCase
@@ -237,6 +259,34 @@ TestInterleavings.settings = settings(
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
 )
+
+
+class PostgresMoneyMachine(MoneyMachine):
+    """The same on PostgreSQL."""
+
+    server: PostgresServer
+
+    def new_place(self) -> Place:
+        return self.server.new_database()
+
+    def drop_place(self) -> None:
+        self.server.drop_database(url_of(self.place))
+
+
+@pytest.mark.timeout(240)
+def test_interleavings_on_postgres(postgres: PostgresServer) -> None:
+    class Machine(PostgresMoneyMachine):
+        server = postgres
+
+    run_state_machine_as_test(
+        Machine,
+        settings=settings(
+            max_examples=8,
+            stateful_step_count=20,
+            deadline=None,
+            suppress_health_check=[HealthCheck.too_slow],
+        ),
+    )
 
 
 def test_the_checks_see_what_is_wrong(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from tests.support.money import (
     hot_database,
     migrated,
     new_id,
+    outbox_payloads,
     purchase,
     rows,
 )
@@ -59,7 +60,7 @@ class TestClaim:
         (event_id,) = await recorded(hot, 1)
         (event,) = await hot.claim_unpublished(9, sent_before=T0)
         assert (event.event_id, event.revision, event.account) == (event_id, FINAL, "alice")
-        assert event.payload == bytes(rows(place, "SELECT payload FROM outbox")[0][0])  # type: ignore[arg-type]
+        assert [event.payload] == outbox_payloads(place)
 
     async def test_gives_again_what_was_sent_long_ago(self, hot: Engine) -> None:
         (event_id,) = await recorded(hot, 1)
@@ -144,7 +145,7 @@ class TestSettleKeys:
 
     async def test_a_row_of_a_newer_version_is_set_aside(self, hot: Engine, place: Place) -> None:
         (event_id,) = await recorded(hot, 1)
-        payload = bytes(rows(place, "SELECT payload FROM outbox")[0][0])  # type: ignore[arg-type]
+        (payload,) = outbox_payloads(place)
         newer = payload.replace(b'"version":1', b'"version":2')
         assert newer != payload
         execute(place, "UPDATE outbox SET payload = ?", newer)

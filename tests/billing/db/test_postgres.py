@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 
 import asyncpg
+import msgspec
 import pytest
 
 from billing.db import migrate
@@ -172,11 +173,13 @@ class TestClaims:
         assert (report.settled, report.quarantined) == (1, 0)
         assert rows(postgres_url, "SELECT event_id FROM ledger_entries") == [(two,)]
         execute(postgres_url, "DROP TRIGGER steal ON outbox")
-        await hot.settle_keys([])
-        digest = "INSERT INTO outbox SELECT u.event_id, u.revision, false, account, ?, '', 0, null, null, null, 0 FROM usage u WHERE event_id = ?"
-        import msgspec
-
-        execute(postgres_url, digest, msgspec.json.encode(charge(one, 1).event), one)
+        execute(
+            postgres_url,
+            "INSERT INTO outbox (event_id, revision, account, payload, payload_hash, created_at)"
+            " VALUES (?, 2, 'alice', ?, '', 0)",
+            one,
+            msgspec.json.encode(charge(one, 1).event),
+        )
         assert (await hot.settle_pending(10)).settled == 1
 
 

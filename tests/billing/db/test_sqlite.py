@@ -30,6 +30,7 @@ def path(tmp_path: Path) -> Path:
 @pytest.fixture
 async def hot(path: Path) -> AsyncIterator[SqliteHotDatabase]:
     async with hot_database(path) as started:
+        assert isinstance(started, SqliteHotDatabase)
         yield started
 
 

@@ -9,7 +9,7 @@ from billing.context import decode_context
 from billing.db.tables import accounts
 from billing.holds import Applied, Granted, HoldBeat, Refused
 from billing.holds.redis import RedisHoldStore
-from billing.holds.scripts import MAX_EXACT
+from billing.holds.scripts import MAX_EXACT, SOURCES, Script, keys_of
 from tests.support.money import T0, cancelled, charge, estimate, hold, new_id
 from tests.support.redis_guard import Guards, guards, held
 from tests.support.redis_server import RedisServer
@@ -331,14 +331,21 @@ async def test_beyond_two_to_the_53_the_guard_sees_less(redis: RedisServer, tmp_
         assert sum((await held(redis)).values()) == 5
 
 
-async def test_a_saturated_sum_comes_back_exactly(redis: RedisServer, tmp_path: Path) -> None:
-    """Holds of two processes after a loss can add up beyond 2^53: then only they themselves tell."""
+@pytest.mark.parametrize("way", ["cancel", "apply"])
+async def test_a_saturated_sum_comes_back_exactly(
+    redis: RedisServer, tmp_path: Path, way: str
+) -> None:
+    """Holds can add up beyond 2^53, by their owners' word: then only they themselves tell."""
     async with guards(redis, tmp_path) as money:
         await money.buy(MAX_EXACT - 1)
         big, small = await money.reserve(MAX_EXACT - 8), await money.reserve(3)
-        await money.store.heartbeat([HoldBeat(small, 50, 0)])  # its owner's word: 42 over
+        await money.store.heartbeat([HoldBeat(small, 50, 0)])  # 42 over
         assert (await money.refusal(1)).held == MAX_EXACT
-        await money.store.cancel(cancelled(big))
+        if way == "cancel":
+            await money.store.cancel(cancelled(big))
+        else:
+            await money.finish(charge(big, 1, ceiling=MAX_EXACT))
+            await money.settle()
         assert await held(redis) == {small: 50}
 
 
@@ -352,3 +359,16 @@ async def test_a_repeated_reserve_is_the_same_hold(redis: RedisServer, tmp_path:
         again = new_id()
         assert await repeat(money.store, 3, again) == [Granted(600)] * 3
         assert await held(redis) == {again: 600}
+
+
+async def test_a_load_that_comes_late_changes_nothing(redis: RedisServer, tmp_path: Path) -> None:
+    async with guards(redis, tmp_path) as money:
+        await money.buy(1_000)
+        kept, settled = await money.reserve(100), await money.reserve(100)
+        await money.finish(charge(settled, 40))
+        await money.settle()
+        late = (1, 5_000, 99, settled, 40, "e", T0)
+        source = SOURCES[Script.LOAD]
+        assert await redis.ask("EVAL", source, 2, *keys_of("alice"), *late) == 0
+        assert await held(redis) == {kept: 100}
+        assert (await money.refusal(961)).balance == 960

@@ -1,12 +1,15 @@
 """Keys and scripts: one slot for an account, every script there, none that touches a key it was not given."""
 
+import asyncio
 import re
+from collections.abc import Iterator
+from pathlib import Path
 
-import hiredis
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from billing.holds import Granted, HoldBeat
 from billing.holds.scripts import (
     DIGESTS,
     MAX_EXACT,
@@ -17,7 +20,10 @@ from billing.holds.scripts import (
     saturated,
     slot_of,
 )
-from tests.support.redis_server import RedisServer
+from tests.support.money import cancelled, charge
+from tests.support.redis_guard import guards, held, until_open
+from tests.support.redis_server import RedisServer, redis_server
+from tests.support.services import free_port
 
 names = st.text(min_size=1, max_size=64) | st.text(alphabet="{}%7BDa5", min_size=1, max_size=12)
 
@@ -35,15 +41,43 @@ def test_no_two_accounts_share_a_key(one: str, other: str) -> None:
     assert (one == other) == bool(set(keys_of(one)) & set(keys_of(other)))
 
 
-# From the server itself: CLUSTER KEYSLOT answers without a cluster, too.
-async def test_slots_are_the_servers(redis: RedisServer) -> None:
+@pytest.fixture
+def cluster() -> Iterator[RedisServer]:
+    """A cluster of one, which insists that a script's keys share a slot all the same."""
+    with redis_server("--cluster-enabled", "yes", "--cluster-port", str(free_port())) as server:
+        server.command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
+        yield server
+
+
+async def test_slots_are_the_servers(cluster: RedisServer) -> None:
     for account in ("alice", "}", "{}", "{a}", "a{b}c", "用户", "%"):
         for key in keys_of(account):
-            try:
-                slot = await redis.ask("CLUSTER", "KEYSLOT", key)
-            except hiredis.ReplyError:
-                pytest.skip("this server was built without cluster support")
-            assert slot == slot_of(key)
+            assert await cluster.ask("CLUSTER", "KEYSLOT", key) == slot_of(key)
+
+
+async def info(cluster: RedisServer) -> bytes:
+    found = await cluster.ask("CLUSTER", "INFO")
+    assert isinstance(found, bytes)
+    return found
+
+
+async def test_every_script_runs_in_a_cluster(cluster: RedisServer, tmp_path: Path) -> None:
+    async with asyncio.timeout(10):
+        while b"cluster_state:ok" not in await info(cluster):
+            await asyncio.sleep(0.02)
+    async with guards(cluster, tmp_path) as money:
+        await money.buy(1_000, account="a}b{")
+        kept = await money.reserve(100, account="a}b{")
+        assert await money.store.extend(kept, 200) == Granted(200)
+        await money.store.heartbeat([HoldBeat(kept, 200, 50)])
+        await money.store.rebuild("a test")
+        await until_open(money.store)
+        other = await money.reserve(300, account="a}b{")
+        assert len(await money.store.held_by_others(frozenset(), 10)) == 2
+        await money.store.cancel(cancelled(other, account="a}b{"))
+        await money.finish(charge(kept, 150, account="a}b{", ceiling=200))
+        await money.settle()
+        assert await held(cluster, "a}b{") == {}
 
 
 @pytest.mark.parametrize(

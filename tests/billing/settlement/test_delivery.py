@@ -16,7 +16,7 @@ from billing.settlement.messages import REQUESTED_TOPIC, SETTLED_TOPIC
 from billing.settlement.publisher import ChargePublisher
 from billing.settlement.subscriber import BrokerWorker
 from tests.support.fake_link import FakeLink
-from tests.support.money import T0, charge, migrated, new_id, purchase, rows
+from tests.support.money import T0, charge, migrated, new_id, outbox_payloads, purchase, rows
 
 
 class Clock:
@@ -75,10 +75,6 @@ def ids_of(link: FakeLink, topic: str) -> list[str]:
         each["event_id"] if topic == SETTLED_TOPIC else each["context"]["event_id"]
         for each in found
     ]
-
-
-def payloads(path: Path) -> list[bytes]:
-    return [bytes(row[0]) for row in rows(path, "SELECT payload FROM outbox")]  # type: ignore[arg-type]
 
 
 async def until(true: Callable[[], bool]) -> None:
@@ -161,7 +157,7 @@ class TestWorker:
         worker = BrokerWorker(hot, clock=clock, on_settled=on_settled)
         async with connected(link) as connection:
             worker.use(connection)
-            await worker.receive(payloads(path))
+            await worker.receive(outbox_payloads(path))
         assert ids_of(link, SETTLED_TOPIC) == ids
         assert [report.settled for report in reports] == [3]
         assert reports[0].applied[0].final_ids == tuple(ids)
@@ -171,7 +167,7 @@ class TestWorker:
         self, hot: SqliteHotDatabase, link: FakeLink, clock: Clock, path: Path
     ) -> None:
         ids = await recorded(hot, 2)
-        batch = payloads(path)
+        batch = outbox_payloads(path)
         worker = BrokerWorker(hot, clock=clock)
         async with connected(link) as connection:
             worker.use(connection)
@@ -189,7 +185,7 @@ class TestWorker:
         self, hot: SqliteHotDatabase, clock: Clock, path: Path
     ) -> None:
         (event_id,) = await recorded(hot)
-        forged = json.loads(payloads(path)[0]) | {"amount": 999}
+        forged = json.loads(outbox_payloads(path)[0]) | {"amount": 999}
         stranger = forged | {"context": forged["context"] | {"event_id": "not-ours"}}
         worker = BrokerWorker(hot, clock=clock)
         await worker.receive([json.dumps(each).encode() for each in (stranger, forged)])
@@ -200,13 +196,13 @@ class TestWorker:
         self, hot: SqliteHotDatabase, clock: Clock, path: Path
     ) -> None:
         await recorded(hot)
-        batch = payloads(path)
+        batch = outbox_payloads(path)
         await hot.close()
         worker = BrokerWorker(hot, clock=clock)
         worker.stop()
         with pytest.raises(DatabaseUnavailableError):
             await worker.receive(batch)
-        assert len(payloads(path)) == 1
+        assert len(outbox_payloads(path)) == 1
 
     async def test_overdue_rows_are_settled_sooner_while_the_broker_is_away(
         self, hot: SqliteHotDatabase, link: FakeLink, clock: Clock
@@ -273,7 +269,7 @@ async def test_figures_tell_how_it_stands(
         await recorded(hot, 2)
         delivery.notify()
         await until(lambda: delivery.publisher.published == 2)
-        await worker.receive([b"{", *payloads(path)])
+        await worker.receive([b"{", *outbox_payloads(path)])
         found = delivery.figures()
     assert (found.up, found.outages, found.published, found.failures) == (True, 0, 2, 0)
     assert (found.unreadable, found.settled_overdue, found.untold) == (1, 0, 0)

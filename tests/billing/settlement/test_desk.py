@@ -213,6 +213,16 @@ async def test_discarded_final_leaves_the_estimate(books: Books) -> None:
     assert await books.wrong() == {}
 
 
+async def test_discarded_message_of_a_broker_leaves_the_running_call(books: Books) -> None:
+    await books.open_account()
+    event_id = new_id()
+    await books.hot.reserve(hold(event_id, process=PROCESS))
+    number = await books.quarantine(charge(event_id, 30))
+    await books.change("UPDATE quarantine SET origin = 'broker'")
+    assert not (await books.desk.discard(number, REASON, actor="eve")).hold_released
+    assert await held(books) == (100, 1)
+
+
 async def test_unknown_numbers_are_named(books: Books) -> None:
     for act in (books.desk.replay, books.desk.discard):
         with pytest.raises(UnknownItemError):

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from billing import failpoints
+from billing.db.engine import Engine
 from billing.db.hot import DatabaseUnavailableError, EventConflictError
-from billing.db.sqlite import SqliteHotDatabase
 from billing.holds import HoldBeat
 from billing.settlement.outbox import NotDurableError, Outbox
 from billing.settlement.recovery import Recovered, recover
@@ -35,14 +35,14 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-async def hot(path: Path) -> AsyncIterator[SqliteHotDatabase]:
+async def hot(path: Path) -> AsyncIterator[Engine]:
     async with hot_database(path) as started:
         yield started
 
 
 @asynccontextmanager
 async def outbox_of(
-    hot: SqliteHotDatabase, directory: Path, on_written: Callable[[], None] = lambda: None
+    hot: Engine, directory: Path, on_written: Callable[[], None] = lambda: None
 ) -> AsyncIterator[Outbox]:
     outbox = Outbox(hot, Spool(directory, "p1"), on_written=on_written)
     await outbox.start()
@@ -77,7 +77,7 @@ def amounts(path: Path) -> list[object]:
 
 
 async def test_durable_in_the_database_when_write_returns(
-    hot: SqliteHotDatabase, path: Path, tmp_path: Path
+    hot: Engine, path: Path, tmp_path: Path
 ) -> None:
     woken: list[bool] = []
     async with outbox_of(hot, tmp_path / "spool", lambda: woken.append(True)) as outbox:
@@ -89,9 +89,7 @@ async def test_durable_in_the_database_when_write_returns(
     await hot.settle_pending(10)
 
 
-async def test_writes_a_cancellation_as_such(
-    hot: SqliteHotDatabase, path: Path, tmp_path: Path
-) -> None:
+async def test_writes_a_cancellation_as_such(hot: Engine, path: Path, tmp_path: Path) -> None:
     await hot.post([purchase(1000)])
     one = new_id()
     await hot.reserve(hold(one))
@@ -101,7 +99,7 @@ async def test_writes_a_cancellation_as_such(
 
 
 async def test_spools_while_the_database_is_away_and_replays_by_itself(
-    hot: SqliteHotDatabase, path: Path, tmp_path: Path
+    hot: Engine, path: Path, tmp_path: Path
 ) -> None:
     async with outbox_of(hot, tmp_path / "spool") as outbox:
         async with database_away():
@@ -118,7 +116,7 @@ async def test_spools_while_the_database_is_away_and_replays_by_itself(
 
 
 async def test_a_database_that_never_answers_is_away_after_two_seconds(
-    hot: SqliteHotDatabase, path: Path, tmp_path: Path
+    hot: Engine, path: Path, tmp_path: Path
 ) -> None:
     async with outbox_of(hot, tmp_path / "spool") as outbox:
         with closing(sqlite3.connect(path, isolation_level=None)) as other:
@@ -133,7 +131,7 @@ async def test_a_database_that_never_answers_is_away_after_two_seconds(
 
 
 async def test_neither_database_nor_spool_is_not_durable_until_it_is(
-    hot: SqliteHotDatabase, path: Path, tmp_path: Path
+    hot: Engine, path: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "spool").write_text("a file where a directory should be")
     async with outbox_of(hot, tmp_path / "spool") as outbox:
@@ -150,7 +148,7 @@ async def test_neither_database_nor_spool_is_not_durable_until_it_is(
 
 
 async def test_what_neither_took_is_written_once_one_of_them_is_back(
-    hot: SqliteHotDatabase, path: Path, tmp_path: Path
+    hot: Engine, path: Path, tmp_path: Path
 ) -> None:
     await hot.post([purchase(1000)])
     paid, given_back = new_id(), new_id()
@@ -169,7 +167,7 @@ async def test_what_neither_took_is_written_once_one_of_them_is_back(
 
 
 async def test_what_neither_took_goes_to_the_spool_if_that_is_back_first(
-    hot: SqliteHotDatabase, path: Path, tmp_path: Path
+    hot: Engine, path: Path, tmp_path: Path
 ) -> None:
     blocked = tmp_path / "spool"
     blocked.write_text("a file where the directory should be")
@@ -186,7 +184,7 @@ async def test_what_neither_took_goes_to_the_spool_if_that_is_back_first(
 
 
 async def test_what_neither_took_is_tried_once_more_at_the_end(
-    hot: SqliteHotDatabase, path: Path, tmp_path: Path
+    hot: Engine, path: Path, tmp_path: Path
 ) -> None:
     blocked = tmp_path / "spool"
     blocked.write_text("a file where the directory should be")
@@ -202,7 +200,7 @@ async def test_what_neither_took_is_tried_once_more_at_the_end(
 
 
 async def test_a_conflict_is_raised_and_quarantined(
-    hot: SqliteHotDatabase, path: Path, tmp_path: Path
+    hot: Engine, path: Path, tmp_path: Path
 ) -> None:
     one = new_id()
     async with outbox_of(hot, tmp_path / "spool") as outbox:
@@ -215,7 +213,7 @@ async def test_a_conflict_is_raised_and_quarantined(
 
 
 async def test_what_the_database_refuses_is_quarantined_not_lost(
-    hot: SqliteHotDatabase, path: Path, tmp_path: Path
+    hot: Engine, path: Path, tmp_path: Path
 ) -> None:
     one, two = new_id(), new_id()
     async with outbox_of(hot, tmp_path / "spool") as outbox:
@@ -228,7 +226,7 @@ async def test_what_the_database_refuses_is_quarantined_not_lost(
 
 
 async def test_a_cancelled_writer_still_gets_its_event_written(
-    hot: SqliteHotDatabase, path: Path, tmp_path: Path
+    hot: Engine, path: Path, tmp_path: Path
 ) -> None:
     async with outbox_of(hot, tmp_path / "spool") as outbox:
         async with database_away():
@@ -244,7 +242,7 @@ async def test_a_cancelled_writer_still_gets_its_event_written(
 
 
 async def test_replay_repeats_harmlessly_and_sets_conflicts_aside(
-    hot: SqliteHotDatabase, path: Path, tmp_path: Path
+    hot: Engine, path: Path, tmp_path: Path
 ) -> None:
     one, two, three = new_id(), new_id(), new_id()
     dead = Spool(tmp_path / "spool", "dead")
@@ -267,7 +265,7 @@ async def test_replay_repeats_harmlessly_and_sets_conflicts_aside(
 
 
 async def test_replay_without_database_keeps_the_file(
-    hot: SqliteHotDatabase, path: Path, tmp_path: Path
+    hot: Engine, path: Path, tmp_path: Path
 ) -> None:
     dead = Spool(tmp_path / "spool", "dead")
     await dead.append(charge(new_id(), 1))
@@ -283,7 +281,7 @@ async def test_replay_without_database_keeps_the_file(
 
 
 async def test_recovery_lets_a_spooled_final_win_over_the_holds_progress(
-    hot: SqliteHotDatabase, path: Path, tmp_path: Path
+    hot: Engine, path: Path, tmp_path: Path
 ) -> None:
     await hot.post([purchase(1000, event_id="a")])
     spooled, lost = new_id(), new_id()
@@ -303,7 +301,7 @@ async def test_recovery_lets_a_spooled_final_win_over_the_holds_progress(
 
 class TestWorker:
     async def test_settles_when_woken_and_stops_with_nothing_left(
-        self, hot: SqliteHotDatabase, path: Path, tmp_path: Path
+        self, hot: Engine, path: Path, tmp_path: Path
     ) -> None:
         worker = LedgerWorker(hot, clock=lambda: T0, batch_max=3, gather_seconds=0)
         async with outbox_of(hot, tmp_path / "spool", worker.notify) as outbox:
@@ -317,7 +315,7 @@ class TestWorker:
         assert worker.settled == 20
         assert rows(path, "SELECT count(*) FROM outbox") == [(0,)]
 
-    async def test_age_counts_from_the_first_event_that_waits(self, hot: SqliteHotDatabase) -> None:
+    async def test_age_counts_from_the_first_event_that_waits(self, hot: Engine) -> None:
         now = [T0]
         worker = LedgerWorker(hot, clock=lambda: now[0], batch_max=3)
         assert worker.unsettled_age_ms() == 0
@@ -329,7 +327,7 @@ class TestWorker:
         await worker.drain()
         assert worker.unsettled_age_ms() == 0
 
-    async def test_survives_an_outage(self, hot: SqliteHotDatabase, path: Path) -> None:
+    async def test_survives_an_outage(self, hot: Engine, path: Path) -> None:
         worker = LedgerWorker(hot, clock=lambda: T0, gather_seconds=0)
         await hot.record(charge(new_id(), 1))
         running = asyncio.create_task(worker.run())
@@ -341,7 +339,7 @@ class TestWorker:
         await running
         assert amounts(path) == [-1]
 
-    async def test_counts_what_it_sets_aside(self, hot: SqliteHotDatabase) -> None:
+    async def test_counts_what_it_sets_aside(self, hot: Engine) -> None:
         worker = LedgerWorker(hot, clock=lambda: T0)
         one = new_id()
         await hot.post([purchase(5, event_id=one)])

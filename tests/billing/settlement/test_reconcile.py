@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import msgspec
 import pytest
 
-from billing.db.invariants import CHECKS, HOUR_MS, first_id
+from billing.db.invariants import CHECKS, HOUR_MS, first_id, time_of
 from billing.holds import GuardUnavailableError
 from billing.settlement.reconcile import (
     FULL_EVERY_SECONDS,
@@ -162,6 +162,29 @@ async def test_a_recent_run_leaves_out_what_is_old(books: Books) -> None:
     assert set(await books.wrong()) == {"R1", "R3", "R7"}
 
 
+async def test_archived_usage_is_neither_missed_nor_taken_out_of_the_rollup(
+    books: Books,
+) -> None:
+    """A call of an hour ago, whose usage is kept elsewhere now, and one of today."""
+    await books.open_account()
+    hour_ago = clock.new_event_id(T0 - HOUR_MS)
+    await books.call(30, event_id=hour_ago)
+    await books.call(5)
+    await books.change(
+        "UPDATE usage_hourly SET amount = 5, calls = 1, input = 10, cached_input = 2, output = 5,"
+        " reasoning = 1",
+        "INSERT INTO usage_hourly (account, hour_at, key_id, app, scene, provider, model, amount,"
+        " calls) VALUES ('alice', :hour_ago, '', '', '', '', '', 30, 1)",
+        "DELETE FROM usage WHERE event_id = :archived",
+        hour_ago=HOUR - HOUR_MS,
+        archived=hour_ago,
+    )
+    before = await books.rows(ROLLUP)
+    assert await books.wrong() == {}
+    assert (await books.reconciler.repair()).rollup_groups == 0
+    assert await books.rows(ROLLUP) == before
+
+
 async def test_a_charge_that_waits_too_long_is_named(books: Books) -> None:
     await books.open_account()
     waiting = await books.call(30, settle=False)
@@ -242,11 +265,12 @@ async def test_repair_rebuilds_what_is_derived_and_nothing_else(books: Books) ->
         "DELETE FROM usage_hourly WHERE account = 'alice'",
         "UPDATE usage_hourly SET amount = amount + 3, calls = calls - 1 WHERE account = 'bob'",
         "INSERT INTO usage_hourly (account, hour_at, key_id, app, scene, provider, model, calls)"
-        " VALUES ('ghost', 0, '', '', '', '', '', 3)",
+        " VALUES ('ghost', :later, '', '', '', '', '', 3)",
         "UPDATE accounts SET held = held + 5",
+        later=HOUR + HOUR_MS,
     )
     repaired = await books.reconciler.repair()
-    assert (repaired.held_accounts, repaired.rollup_groups, repaired.guard_accounts) == (3, 3, None)
+    assert (repaired.held_accounts, repaired.rollup_groups, repaired.guard_rebuilt) == (3, 3, False)
     assert [await books.rows(query) for query in kept] == before
     again = await books.reconciler.repair()
     assert (again.held_accounts, again.rollup_groups) == (0, 0)
@@ -301,9 +325,8 @@ class Guard:
             raise GuardUnavailableError
         return GuardAudit(count=len(self._violations), examples=self._violations)
 
-    async def rebuild(self) -> int:
+    async def rebuild(self, reason: str) -> None:
         self.rebuilt += 1
-        return 7
 
 
 async def test_the_hold_store_takes_part(books: Books) -> None:
@@ -314,7 +337,8 @@ async def test_the_hold_store_takes_part(books: Books) -> None:
     (finding,) = [each for each in report.findings if not each.ok]
     assert (finding.check, finding.count, finding.examples[0].id) == ("R6", 1, "zoe")
     assert guard.rebuilt == 0
-    assert (await reconciler.repair()).guard_accounts == 7
+    assert (await reconciler.repair()).guard_rebuilt
+    assert guard.rebuilt == 1
 
 
 async def test_a_hold_store_that_is_away_is_no_success(books: Books) -> None:
@@ -345,6 +369,12 @@ def test_ids_of_a_moment_sort_before_those_made_then() -> None:
         assert first_id(at) <= clock.new_event_id(at)
         assert first_id(at + 1) > clock.new_event_id(at)
     assert first_id(0) == ""
+
+
+def test_time_of_an_id_is_when_it_was_made() -> None:
+    assert time_of(clock.new_event_id(T0)) == T0
+    for other in ("", "c1", "x" * 32, "0190" * 8):
+        assert time_of(other) == 0
 
 
 def _payload(event_id: str, amount: int) -> bytes:

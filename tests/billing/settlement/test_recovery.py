@@ -11,7 +11,7 @@ from billing.settlement.outbox import Outbox
 from billing.settlement.recovery import recover
 from billing.settlement.spool import Spool
 from billing.settlement.worker import LedgerWorker
-from tests.support.money import T0, hot_database, migrated, purchase, rows
+from tests.support.money import T0, Place, execute, hot_database, migrated, purchase, rows, url_of
 
 BOUGHT = 10**9
 
@@ -25,16 +25,22 @@ BOUGHT = 10**9
         ("settled_uncommitted", 25),
     ],
 )
+@pytest.mark.parametrize("engine", ["sqlite", "postgres"])
 async def test_whoever_was_told_durable_is_charged_once(
-    tmp_path: Path, point: str, times: int
+    request: pytest.FixtureRequest, tmp_path: Path, engine: str, point: str, times: int
 ) -> None:
-    path = migrated(tmp_path)
+    path: Place = (
+        migrated(tmp_path) if engine == "sqlite" else request.getfixturevalue("postgres_url")
+    )
     spool = tmp_path / "spool"
     async with hot_database(path) as hot:
         await hot.post([purchase(BOUGHT, event_id="bought")])
 
     told = await doomed(path, spool, point, times)
     assert told
+    if engine == "postgres":
+        # What the dead worker claimed is free once its lease ran out.
+        execute(path, "UPDATE outbox SET claimed_at = 0 WHERE claimed_at IS NOT NULL")
 
     async with hot_database(path) as hot:
         outbox = Outbox(hot, Spool(spool, "next"))
@@ -50,13 +56,13 @@ async def test_whoever_was_told_durable_is_charged_once(
     assert rows(path, "SELECT balance, held FROM accounts") == [(BOUGHT - sum(charged.values()), 0)]
 
 
-async def doomed(path: Path, spool: Path, point: str, times: int) -> dict[str, int]:
+async def doomed(path: Place, spool: Path, point: str, times: int) -> dict[str, int]:
     """Run the process until it dies; what it was told is durable."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
         "tests.support.doomed",
-        str(path),
+        url_of(path),
         str(spool),
         point,
         str(times),

@@ -133,3 +133,48 @@ async def test_a_process_name_cannot_leave_the_directory(tmp_path: Path) -> None
     await spool.append(charge("a", 1))
     spool.close()
     assert [path.name for path in tmp_path.iterdir()] == ["spool"]
+
+
+async def test_files_of_a_process_that_lives_are_left_alone(tmp_path: Path) -> None:
+    """Even where the registry thinks it dead: its lock says that it can still write."""
+    ours, theirs = Spool(tmp_path / "spool", "p1"), Spool(tmp_path / "spool", "p2")
+    await theirs.append(charge("a", 1))
+    assert ours.owners() == {"p2"}
+    assert await ours.seal(everybody) == []
+    theirs.close()
+    assert await ours.seal() == []
+    (file,) = await ours.seal(lambda process: process == "p2")
+    assert [f.event.context.event_id for f in (await ours.read(file)).finishes] == ["a"]
+    ours.close()
+
+
+async def test_a_file_that_one_replays_is_not_another_s(tmp_path: Path) -> None:
+    dead = Spool(tmp_path / "spool", "dead")
+    await dead.append(charge("a", 1))
+    dead.close()
+    one, two = Spool(tmp_path / "spool", "p1"), Spool(tmp_path / "spool", "p2")
+    (file,) = await one.seal(everybody)
+    assert await two.seal(everybody) == []
+    await one.done(file, damaged=False)
+    assert await two.seal(everybody) == []
+    one.close()
+    two.close()
+
+
+async def test_what_a_dying_adopter_left_is_adopted_again(tmp_path: Path) -> None:
+    dead = Spool(tmp_path / "spool", "dead")
+    await dead.append(charge("a", 1))
+    dead.close()
+    one, two = Spool(tmp_path / "spool", "p1"), Spool(tmp_path / "spool", "p2")
+    assert len(await one.seal(everybody)) == 1
+    one.close()
+    assert len(await two.seal(everybody)) == 1
+    two.close()
+
+
+async def test_a_process_s_name_may_hold_anything(tmp_path: Path) -> None:
+    one, two = Spool(tmp_path / "spool", "a/b.c%"), Spool(tmp_path / "spool", "p2")
+    await one.append(charge("a", 1))
+    assert two.owners() == {"a/b.c%"}
+    one.close()
+    two.close()

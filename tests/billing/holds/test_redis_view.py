@@ -1,0 +1,117 @@
+"""An operator's look at Redis: what is held there, whether it fits the ledger, and acts upon it."""
+
+from pathlib import Path
+
+import pytest
+
+from billing.holds import GuardUnavailableError
+from billing.holds.redis_view import RedisView
+from billing.holds.scripts import keys_of
+from billing.lists import PageRequest
+from billing.settlement.desk import ActRefusedError, Desk
+from billing.settlement.reconcile import Reconciler
+from tests.support.money import T0, charge, new_id
+from tests.support.redis_guard import Guards, guards, held
+from tests.support.redis_server import RedisServer
+
+
+def view_of(money: Guards) -> RedisView:
+    return RedisView(money.store, money.database, now_ms=lambda: money.now, call_seconds_max=3600)
+
+
+async def test_holds_are_listed_and_shown(redis: RedisServer, tmp_path: Path) -> None:
+    async with guards(redis, tmp_path) as money:
+        await money.buy(1_000)
+        await money.buy(1_000, account="bob")
+        first = await money.reserve(300)
+        other = await money.reserve(5, account="bob")
+        view = view_of(money)
+        page = await view.page(PageRequest(page_size=1))
+        assert (page.total, len(page.items), page.has_more) == (2, 1, True)
+        mine = await view.page(PageRequest(), account="alice")
+        assert [(hold.hold_id, hold.amount, hold.state) for hold in mine.items] == [
+            (first, 300, "live")
+        ]
+        assert (await view.page(PageRequest(), account="nobody")).total == 0
+        stored = await view.get(other)
+        assert stored is not None
+        assert (stored.hold.account, stored.hold.process) == ("bob", money.store.process)
+        assert other.encode() in stored.context
+        assert await view.get(new_id()) is None
+
+
+async def test_what_fits_the_ledger_is_no_violation(redis: RedisServer, tmp_path: Path) -> None:
+    async with guards(redis, tmp_path) as money:
+        await money.buy(1_000)
+        await money.reserve(300)
+        ended = await money.reserve(200)
+        await money.finish(charge(ended, 50))
+        for step in (money.settle, None):
+            assert (await view_of(money).audit()).count == 0
+            if step:
+                await step()
+
+
+async def test_what_does_not_fit_is_named(redis: RedisServer, tmp_path: Path) -> None:
+    async with guards(redis, tmp_path) as money:
+        await money.buy(1_000)
+        running = await money.reserve(300)
+        name, _ = keys_of("alice")
+        await redis.ask("HINCRBY", name, "held", 1)
+        await redis.ask("HINCRBY", name, "balance", 7)
+        found = await view_of(money).audit()
+        assert [violation.what for violation in found.examples] == [
+            "held 301 in Redis, holds 300",
+            "1007 at 1 in Redis, 1000 at 1 in the ledger",
+        ]
+        money.now = T0 + 3_900_001
+        assert running in {violation.id for violation in (await view_of(money).audit()).examples}
+
+
+async def test_a_hold_that_nobody_was_told_of_is_named(redis: RedisServer, tmp_path: Path) -> None:
+    async with guards(redis, tmp_path) as money:
+        await money.buy(1_000)
+        ended = await money.reserve(200)
+        await money.hot.record(charge(ended, 50))
+        await money.settle(tell=False)
+        assert (await view_of(money).audit()).count == 0
+        money.now = T0 + 80_000
+        reconciler = Reconciler(money.database, now_ms=lambda: money.now, guard=view_of(money))
+        report = await reconciler.run()
+        assert {
+            finding.check: [example.id for example in finding.examples]
+            for finding in report.findings
+            if not finding.ok
+        } == {"R6": [ended]}
+
+
+async def test_redis_that_is_away_is_said(redis: RedisServer, tmp_path: Path) -> None:
+    async with guards(redis, tmp_path) as money:
+        await money.store.close()
+        with pytest.raises(GuardUnavailableError):
+            await view_of(money).audit()
+
+
+async def test_a_hold_in_redis_is_released_once_its_process_is_dead(
+    redis: RedisServer, tmp_path: Path
+) -> None:
+    async with guards(redis, tmp_path, stores=2) as money:
+        await money.buy(1_000)
+        other = money.stores[1]
+        hold_id = await money.reserve(300, store=other)
+        desk = Desk(
+            money.database,
+            money.store,
+            now_ms=lambda: money.now,
+            is_own=lambda process: process == money.store.process,
+            shelf=view_of(money),
+            guard=view_of(money),
+        )
+        with pytest.raises(ActRefusedError, match="lives"):
+            await desk.release_hold(hold_id, "stuck", actor="eve")
+        await money.declare_dead(other)
+        await money.kill(other)
+        released = await desk.release_hold(hold_id, "stuck", actor="eve")
+        assert (released.cancelled, released.repeated) == (True, False)
+        assert await held(redis) == {}
+        assert (await desk.release_hold(hold_id, "stuck", actor="eve")).repeated

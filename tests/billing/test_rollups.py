@@ -1,0 +1,64 @@
+"""The sums of a batch: grouped, in one order, and nothing where nothing changes."""
+
+import msgspec
+
+from billing.db.invariants import HOUR_MS, ROLLUP_SUMS
+from billing.events import ChargeEvent
+from billing.rollups import COLUMNS, Rollup
+from pricing_rules.usage import Usage
+from tests.support.money import T0, charge
+
+HOUR = T0 - T0 % HOUR_MS
+
+
+def event(amount: int, *, account: str = "alice", started_at: int = T0) -> ChargeEvent:
+    made = charge("e-1", amount, account=account).event
+    context = msgspec.structs.replace(made.context, started_at=started_at)
+    return msgspec.structs.replace(made, context=context)
+
+
+def row(account: str, hour: int, counts: tuple[int, ...]) -> tuple[str | int, ...]:
+    """Of counts: input, cached_input, output, reasoning, amount, calls."""
+    given, cached, answered, thought, amount, calls = counts
+    tokens = (given, cached, 0, 0, 0, 0, answered, thought, 0)
+    return (account, hour, "key-1", "", "agent", "echo", "mini-1", *tokens, amount, calls)
+
+
+def test_columns_are_the_classes_of_usage_in_their_order() -> None:
+    assert (*Usage.__struct_fields__, "amount", "calls") == ROLLUP_SUMS
+    assert COLUMNS.split(", ")[7:] == list(ROLLUP_SUMS)
+
+
+def test_calls_are_summed_by_account_and_hour() -> None:
+    rollup = Rollup()
+    for each in (
+        event(30),
+        event(12, account="bob"),
+        event(5, started_at=HOUR + HOUR_MS),
+        event(4, started_at=HOUR + HOUR_MS - 1),
+        event(0, started_at=HOUR),
+    ):
+        rollup.add(each)
+    assert rollup.rows() == [
+        row("alice", HOUR, (30, 6, 15, 3, 34, 3)),
+        row("alice", HOUR + HOUR_MS, (10, 2, 5, 1, 5, 1)),
+        row("bob", HOUR, (10, 2, 5, 1, 12, 1)),
+    ]
+
+
+def test_an_estimate_that_is_taken_back_leaves_its_group() -> None:
+    rollup = Rollup()
+    rollup.add(event(30, account="bob"))
+    rollup.take_back(row("alice", HOUR, (0, 0, 0, 0, 20, 1)))
+    assert rollup.rows() == [
+        row("alice", HOUR, (0, 0, 0, 0, -20, -1)),
+        row("bob", HOUR, (10, 2, 5, 1, 30, 1)),
+    ]
+
+
+def test_what_cancels_out_is_not_written() -> None:
+    rollup = Rollup()
+    rollup.add(event(30))
+    rollup.take_back(row("alice", HOUR, (10, 2, 5, 1, 30, 1)))
+    assert rollup.rows() == []
+    assert Rollup().rows() == []
