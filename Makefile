@@ -8,7 +8,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SOURCES := llm_gateway billing pricing_rules migrations tests bench
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check bench bench-ledger fmt lock wheel clean mutate
+.PHONY: help run test check bench bench-ledger fmt lock wheel clean mutate soak
 
 help:
 	@echo "make run    start the gateway (http://127.0.0.1:8080)"
@@ -17,6 +17,7 @@ help:
 	@echo "make bench  what a call costs in CPU, latency and memory"
 	@echo "make bench-ledger  charges and holds per second on both engines"
 	@echo "make mutate change the code that reckons money, line by line, and see a test fail"
+	@echo "make soak   kill, freeze and cut off processes under load, then audit (MINUTES=10 SEED=1)"
 	@echo "make fmt    format and fix what can be fixed"
 	@echo "make lock   resolve the dependencies anew (needs uv)"
 
@@ -51,6 +52,11 @@ lock:
 mutate: $(VENV)/.dev
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/mutmut run --max-children $(WORKERS) $(ARGS)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m tests.mutation
+
+# The same seed plans the same calls and faults. HOLDS=redis puts the holds there.
+soak: $(VENV)/.dev
+	$(BIN)/python -m tests.faults.soak --minutes $(or $(MINUTES),1) --holds $(or $(HOLDS),database) \
+	    $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 wheel: $(VENV)/.dev
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .

@@ -2,7 +2,6 @@
 
 import asyncio
 import re
-import timeit
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -234,14 +233,6 @@ async def test_cancelled_fetch_leaves_the_rest_working(plane: Control) -> None:
 
 def test_cache_has_a_limit() -> None:
     assert CACHED_KEYS_MAX < 100_000
-
-
-async def test_lookup_is_quick(plane: Control) -> None:
-    """Twenty times the stated microsecond, as the machine may be busy; a query takes far longer."""
-    _, token = await _user_key(plane)
-    await plane.keys.fetch(token)
-    best = min(timeit.repeat(lambda: plane.keys.lookup(token), number=1_000, repeat=5)) / 1_000
-    assert best < 20e-6
 
 
 async def test_list_is_newest_first_and_by_account(plane: Control) -> None:

@@ -651,3 +651,13 @@ class TestExactly:
     def test_the_largest_charge_of_the_longest_name(self, name: str) -> None:
         written = settled(batch(), charge("c1", AMOUNT_MAX, account=name))
         assert (written.account, written.amount) == (name, -AMOUNT_MAX)
+
+    def test_a_batch_shows_its_accounts_as_they_run(self) -> None:
+        made = batch(account(100))
+        posted(made, entry())
+        posted(made, entry(event_id="e2", account="bob", status="pending"))
+        running = made.account("alice")
+        assert running is not None
+        assert (running.balance, running.seq) == (600, 4)
+        assert made.account("bob") is None, "no money moved, so there is no such account"
+        assert made.account("carol") is None

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import random
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Self
@@ -22,8 +23,10 @@ from tests.support.provider import (
 )
 from tests.support.rawhttp import chat, request
 
-CALL_WAIT_SECONDS: Final = 90.0  # beyond it a client calls the answer hung
+CALL_WAIT_SECONDS: Final = 45.0  # beyond it a client calls the answer hung
 GRANT_TRIES: Final = 6
+OUTPUT_MAX: Final = 1000  # of the model, where a request sets no limit
+LAST_LINE: Final = b"0\r\n"  # of a chunked body
 WORDS: Final = 12  # pieces of a streamed answer
 
 # How often a call is what, in parts of the sum.
@@ -86,6 +89,7 @@ class SoakProvider:
 
     def __init__(self) -> None:
         self.served: dict[str, list[Served]] = {}
+        self.errors: list[str] = []  # of its own: they must be none
         self._server: asyncio.Server | None = None
         self._handlers: set[asyncio.Task[None]] = set()
 
@@ -114,6 +118,8 @@ class SoakProvider:
                 pass
         except (OSError, EOFError, asyncio.CancelledError):
             pass
+        except Exception as error:
+            self.errors.append(repr(error))
         finally:
             self._handlers.discard(task)
             writer.transport.abort()
@@ -124,7 +130,7 @@ class SoakProvider:
         length = int(text.partition("content-length:")[2].split("\r\n")[0])
         body = json.loads(await reader.readexactly(length))
         plan = Plan.parse(body["x_script"])
-        served = Served(plan, min(plan.completion, int(body["max_tokens"])))
+        served = Served(plan, min(plan.completion, int(body.get("max_tokens", OUTPUT_MAX))))
         self.served.setdefault(plan.call, []).append(served)
         if plan.kind in STREAMED:
             return await self._stream(served, writer)
@@ -181,6 +187,8 @@ class Outcome:
     content: bool = False  # it read some of an answer
     left: bool = False  # it went away itself
     hung: bool = False
+    port: int = 0
+    seconds: float = 0.0  # from connecting to the end
 
 
 @dataclass
@@ -248,19 +256,21 @@ class Load:
         )
         leaves = chance.uniform(0, 0.3 + plan.milliseconds / 1000)
         patience = leaves if chance.random() < 0.1 else CALL_WAIT_SECONDS
-        port = chance.choice(self.ports())
+        started = time.monotonic()
         try:
             async with asyncio.timeout(patience):
-                await self._exchange(port, data, outcome)
+                await self._exchange(chance, data, outcome)
         except TimeoutError:
             outcome.left = patience == leaves
             outcome.hung = not outcome.left
         except (OSError, EOFError):
             pass
+        outcome.seconds = time.monotonic() - started
 
-    async def _exchange(self, port: int, data: bytes, outcome: Outcome) -> None:
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    async def _exchange(self, chance: random.Random, data: bytes, outcome: Outcome) -> None:
+        reader, writer = await self._connect(chance)
         try:
+            outcome.port = writer.get_extra_info("peername")[1]
             writer.write(data)
             text = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower()
             outcome.status = int(text.split(" ")[1])
@@ -274,12 +284,23 @@ class Load:
         finally:
             writer.transport.abort()
 
+    async def _connect(
+        self, chance: random.Random
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """To a gateway that is up, as a balancer does."""
+        ports = list(self.ports())
+        chance.shuffle(ports)
+        for port in ports:
+            with contextlib.suppress(OSError):
+                return await asyncio.open_connection("127.0.0.1", port)
+        raise ConnectionError("no gateway is up")
+
     async def _read_stream(self, reader: asyncio.StreamReader, outcome: Outcome) -> None:
         while line := await reader.readline():
             outcome.content |= b'"word ' in line
             outcome.own_end |= b'"stop"' in line
-            if line == b"data: [DONE]\n":
-                outcome.ended = True
+            outcome.ended |= line == b"data: [DONE]\n"
+            if outcome.ended or line == LAST_LINE:
                 return
 
     # -- credit for thin accounts ------------------------------------------------------------
@@ -291,7 +312,7 @@ class Load:
         while not self.stopping:
             await asyncio.sleep(chance.uniform(0.2, 0.8))
             number += 1
-            account, amount = chance.choice(self.thin), chance.randint(1_000, 30_000)
+            account, amount = chance.choice(self.thin), chance.randint(500, 5_000)
             event_id = f"grant:soak-{number}"
             self.grants[event_id] = (account.id, amount, False)
             for _ in range(GRANT_TRIES):
@@ -306,8 +327,7 @@ class Load:
         data = request("/admin/grants", json.dumps(value).encode(), key=ADMIN_TOKEN)
         with contextlib.suppress(OSError, EOFError):
             async with asyncio.timeout(5):
-                port = chance.choice(self.ports())
-                reader, writer = await asyncio.open_connection("127.0.0.1", port)
+                reader, writer = await self._connect(chance)
                 try:
                     writer.write(data)
                     line = await reader.readline()

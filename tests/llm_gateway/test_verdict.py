@@ -302,3 +302,18 @@ class TestWrittenOut:
 
     def test_nothing_has_no_source(self) -> None:
         assert nothing("refused").source is UsageSource.NONE
+
+    @pytest.mark.parametrize(
+        ("prompt", "grant"),
+        [
+            (100, 5_700),  # costs 11,400: twice the hold
+            (34, 1_000),  # costs 4,800: twice the 2,400 that we saw pass
+        ],
+    )
+    def test_just_twice_as_much_is_believed(self, rule: Rule, prompt: int, grant: int) -> None:
+        verdict = verdict_of(rule, answer(reported=reported(prompt, 7)), grant=grant)
+        assert verdict.quality is UsageQuality.EXACT
+
+    def test_zeros_on_an_answer_with_content_are_named(self, rule: Rule) -> None:
+        verdict = verdict_of(rule, answer(reported=reported(0, 0)))
+        assert verdict.reason == "all counts are 0 on an answer with content"

@@ -1,7 +1,6 @@
 """The rule that wins is the one a slow, plain reference picks; every loser is told why."""
 
 import fnmatch
-import timeit
 
 import pytest
 from hypothesis import given
@@ -178,13 +177,6 @@ def test_match_agrees_with_brute_force(
         [expected] if expected else []
     )
     assert all(candidate.why for candidate in candidates)
-
-
-def test_a_repeated_match_is_quick() -> None:
-    book = make_book(*[(f"r{number}", "*", "p", f"model-{number}", 0) for number in range(300)])
-    once = min(timeit.repeat(lambda: match(book, "a", "p", "model-7"), number=2_000, repeat=5))
-    # About 0.3 us each; ten times that on a busy machine is still far from a search.
-    assert once / 2_000 < 5e-6
 
 
 @pytest.mark.parametrize("model", ["model-299", "nothing-like-it"])
