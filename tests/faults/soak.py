@@ -311,23 +311,39 @@ def _spool(gateway: FleetGateway) -> list[int]:
     return sizes
 
 
-async def held_in(redis: RedisServer | None) -> int:
-    """Micro-credits that Redis holds for all accounts."""
-    total = 0
-    if redis is not None:
-        keys = await redis.ask("KEYS", "*")
-        assert isinstance(keys, list)
-        for key in keys:
-            if await redis.ask("TYPE", key) in (b"hash", "hash"):
-                value = await redis.ask("HGET", key, "held")
-                total += int(value) if isinstance(value, bytes | str) and value else 0
-    return total
+async def held_in(redis: RedisServer | None) -> dict[str, int]:
+    """Micro-credits that Redis holds, by the key of an account's holds.
+
+    The sum that an account keeps beside them counts only once it is of the present epoch.
+    """
+    held = {}
+    keys = [] if redis is None else await redis.ask("KEYS", "*:holds")
+    assert isinstance(keys, list)
+    for key in keys:
+        assert redis is not None
+        holds = await redis.ask("HVALS", key)
+        assert isinstance(holds, list)
+        held[str(key)] = sum(int(hold.split(b" ")[0]) for hold in holds)
+    return held
+
+
+async def _dump(redis: RedisServer) -> list[str]:
+    """Every hash of it, for whoever looks into a violation."""
+    keys = await redis.ask("KEYS", "*")
+    assert isinstance(keys, list)
+    return [
+        f"{key}: {await redis.ask('HGETALL', key)}"
+        for key in sorted(keys)
+        if await redis.ask("TYPE", key) in (b"hash", "hash")
+    ]
 
 
 async def _check_processes(findings: Findings, machines: Machines) -> None:
     held = await held_in(machines.redis)
-    if held:
-        findings.wrong(f"Redis still holds {held} micro-credits")
+    if held and machines.redis is not None:
+        findings.wrong(f"Redis still holds {held}")
+        dump = machines.redis.directory / "left"
+        dump.write_text("\n".join(await _dump(machines.redis)))
     for gateway in machines.gateways:
         if any(_spool(gateway)):
             findings.wrong(f"charges are left in the spool of {gateway.folder.name}")

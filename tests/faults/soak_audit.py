@@ -106,7 +106,7 @@ def check_call(
     charged = [word for word in last if not word.cancelled]
     if outcome.ended and not [word for word in charged if word.revision == FINAL]:
         findings.wrong(f"{told} was answered and has no final charge: {last}")
-    if outcome.own_end and answers and answers[-1].reports:
+    if outcome.ended and outcome.own_end and answers and answers[-1].reports:
         expected = price(answers[-1].plan.prompt, answers[-1].completion)
         if [word.amount for word in charged] != [expected]:
             findings.wrong(f"{told} costs {expected}, charged: {last}")
