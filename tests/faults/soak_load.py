@@ -268,9 +268,8 @@ class Load:
         outcome.seconds = time.monotonic() - started
 
     async def _exchange(self, chance: random.Random, data: bytes, outcome: Outcome) -> None:
-        reader, writer = await self._connect(chance)
+        reader, writer, outcome.port = await self._connect(chance)
         try:
-            outcome.port = writer.get_extra_info("peername")[1]
             writer.write(data)
             text = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower()
             outcome.status = int(text.split(" ")[1])
@@ -286,13 +285,13 @@ class Load:
 
     async def _connect(
         self, chance: random.Random
-    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """To a gateway that is up, as a balancer does."""
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter, int]:
+        """To a gateway that is up, as a balancer does; with its port."""
         ports = list(self.ports())
         chance.shuffle(ports)
         for port in ports:
             with contextlib.suppress(OSError):
-                return await asyncio.open_connection("127.0.0.1", port)
+                return *await asyncio.open_connection("127.0.0.1", port), port
         raise ConnectionError("no gateway is up")
 
     async def _read_stream(self, reader: asyncio.StreamReader, outcome: Outcome) -> None:
@@ -327,7 +326,7 @@ class Load:
         data = request("/admin/grants", json.dumps(value).encode(), key=ADMIN_TOKEN)
         with contextlib.suppress(OSError, EOFError):
             async with asyncio.timeout(5):
-                reader, writer = await self._connect(chance)
+                reader, writer, _ = await self._connect(chance)
                 try:
                     writer.write(data)
                     line = await reader.readline()

@@ -18,7 +18,7 @@ def word(
     return Word(event, revision, "c1-1", "user-1", cancelled, amount, 100, "exact", "done", -amount)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.timeout(150)
 @pytest.mark.parametrize("redis", [False, True], ids=["database", "redis"])
 def test_random_faults_leave_the_books_right(*, redis: bool) -> None:
