@@ -203,6 +203,8 @@ class Gateway:
             choices=request.n,
             client_limit=request.limit,
             model_max_output=one.model.max_output_tokens,
+            # What an answer does not use of a prediction is billed as output, beside the limit:
+            # https://platform.openai.com/docs/guides/predicted-outputs
             extra_output=request.n * request.prediction_bytes,
         )
         return Target(route=one, scene=scene, rule=rule, ceiling=ceiling_of(rule), bounds=bounds)

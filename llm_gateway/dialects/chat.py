@@ -39,7 +39,6 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
     include_usage: bool | None
     service_tier: str | None
     input_bytes: int  # of the whole body, less base64 payloads: never below its text tokens
-    text_bytes: int  # of messages and tool definitions as JSON, less base64: to estimate tokens
     prediction_bytes: int  # of `prediction`: what is rejected of it is billed as output
     images: int
     audios: int
@@ -85,7 +84,6 @@ def parse(body: bytes) -> ChatRequest:
         include_usage=fields.stream_options.include_usage if fields.stream_options else None,
         service_tier=fields.service_tier,
         input_bytes=len(body) - parts.payload,
-        text_bytes=sum(len(raws[key]) for key in _TEXT_KEYS if key in raws) - parts.payload,
         prediction_bytes=len(raws["prediction"]) if _present(raws, "prediction") else 0,
         images=parts.images,
         audios=parts.audios,
@@ -177,13 +175,6 @@ def prompt(request: ChatRequest) -> Prompt:
         if message.tool_calls is not None:
             parts.append(bytes(message.tool_calls))
     return Prompt(b"\n".join(parts), len(fields.messages))
-
-
-def output_bound(request: ChatRequest, per_choice: int) -> int:
-    """The most output tokens billed when each choice may have `per_choice` of them."""
-    # Tokens of a prediction that the answer did not use are billed as output, beside the limit:
-    # https://platform.openai.com/docs/guides/predicted-outputs
-    return request.n * per_choice + request.n * request.prediction_bytes
 
 
 # ---- What is read -------------------------------------------------------------------------------
@@ -288,7 +279,6 @@ _EXACT_ONLY: Final = frozenset(
     {"messages", "tools", "modalities", "audio", "prediction", *_SERVER_SIDE, *_UNDOING}
 )
 _READ: Final = _OURS | _EXACT_ONLY
-_TEXT_KEYS: Final = ("messages", "tools", "functions", "response_format")
 _TEXT_PARTS: Final = frozenset({"text", "refusal", "thinking", "reasoning"})
 _IMAGE_PARTS: Final = frozenset({"image_url"})
 _AUDIO_PARTS: Final = frozenset({"input_audio", "audio_url"})
