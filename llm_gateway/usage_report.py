@@ -1,6 +1,5 @@
 """Pure: the shapes in which OpenAI-compatible providers report usage, read into one."""
 
-import json
 import re
 from typing import Final
 
@@ -44,7 +43,7 @@ class UsageReader:
         """The last usage object that said something new, as JSON: its numbers, and no text."""
         if self._raw is None:
             return b""
-        raw = _encode(_numbers(self._raw))
+        raw = msgspec.json.encode(_numbers(self._raw))
         return raw if len(raw) <= RAW_USAGE_BYTES_MAX else b""
 
     def read(self, chunk: dict[object, object]) -> None:
@@ -61,10 +60,10 @@ class UsageReader:
                 self._whole = self._fold(self._whole, usage)
         for position, choice in enumerate(choices_of(chunk)):
             if (usage := choice.get("usage")) is not None:
-                folded = self._fold(self._by_choice.get(position), usage)
                 index = choice.get("index")
-                if folded is not None:
-                    self._by_choice[index if type(index) is int else position] = folded
+                which = index if type(index) is int else position
+                if (folded := self._fold(self._by_choice.get(which), usage)) is not None:
+                    self._by_choice[which] = folded
 
     def _fold(self, before: ReportedUsage | None, usage: object) -> ReportedUsage | None:
         self.seen += 1
@@ -182,11 +181,9 @@ def _sum_of_choices(reports: list[ReportedUsage]) -> ReportedUsage:
     fields: dict[str, int | None] = {}
     for name in ReportedUsage.__struct_fields__:
         counts = [count for report in reports if (count := getattr(report, name)) is not None]
-        nonsense = min(counts, default=0) < 0
-        folded = (
-            _NONSENSE if nonsense else sum(counts) if name in outputs else max(counts, default=0)
-        )
-        fields[name] = folded if counts else None
+        together = sum if name in outputs else max
+        if counts:
+            fields[name] = _NONSENSE if min(counts) < 0 else together(counts)
     fields["total"] = None
     return ReportedUsage(**fields)
 
@@ -247,10 +244,3 @@ def _numbers(value: object, depth: int = 0) -> object:
     if isinstance(value, list):
         return [_numbers(part, depth + 1) for part in value if not isinstance(part, str)]
     return value if isinstance(value, int | float) else None
-
-
-def _encode(value: object) -> bytes:
-    try:
-        return msgspec.json.encode(value)
-    except (ValueError, OverflowError):  # a lone surrogate, or an integer beyond 64 bits
-        return json.dumps(value, separators=(",", ":")).encode()

@@ -1,7 +1,8 @@
 """Compare the mutants that survive with those that may: `python -m tests.mutation`, after `mutmut run`.
 
 tests/mutation_survivors.toml names each survivor by its function and its changed line, with a
-reason. One that is not listed fails; one that is listed and caught by now is to be taken off.
+reason. One that is not listed fails, as does one that is listed and caught by now, and one that was
+not run. Patterns given to `mutmut run` ("billing.ledger.*") are given here as well.
 """
 
 from __future__ import annotations
@@ -11,11 +12,16 @@ import re
 import subprocess
 import sys
 import tomllib
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
 
 LISTED = Path(__file__).with_name("mutation_survivors.toml")
-LIVES = {"survived", "no tests", "timeout", "suspicious"}
+NOTICED = {"killed", "caught by type check", "skipped"}
+NOT_RUN = {"not checked", "check was interrupted by user"}
 
 
 class Mutant(NamedTuple):
@@ -39,17 +45,23 @@ def changed_lines(diff: str) -> tuple[str, str]:
     return was, now
 
 
-def survivors() -> set[Mutant]:
-    """What `mutmut results` calls alive."""
-    results = subprocess.run(["mutmut", "results"], check=True, capture_output=True, text=True)
-    found: set[Mutant] = set()
-    for line in results.stdout.splitlines():
-        name, _, status = line.strip().partition(": ")
-        if status not in LIVES:
-            continue
-        shown = subprocess.run(["mutmut", "show", name], check=True, capture_output=True, text=True)
-        found.add(Mutant(function_of(name), *changed_lines(shown.stdout)))
-    return found
+def statuses(patterns: list[str]) -> dict[str, str]:
+    """What mutmut says of each mutant whose name matches a pattern."""
+    results = _mutmut("results", "--all", "true")
+    parts = (line.strip().partition(": ") for line in results.splitlines())
+    return {name: status for name, _, status in parts if status and _matches(name, patterns)}
+
+
+def described(name: str) -> Mutant:
+    return Mutant(function_of(name), *changed_lines(_mutmut("show", name)))
+
+
+def _mutmut(*args: str) -> str:
+    return subprocess.run(["mutmut", *args], check=True, capture_output=True, text=True).stdout
+
+
+def _matches(name: str, patterns: list[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def listed() -> dict[Mutant, str]:
@@ -65,16 +77,48 @@ def as_toml(mutant: Mutant, reason: str) -> str:
     return "\n".join(["[[survivor]]", *lines, ""])
 
 
-def main() -> int:
-    may, alive = listed(), survivors()
-    for mutant in sorted(may.keys() - alive):
+class Verdict(NamedTuple):
+    """How a run compares with the list; it is good if all three are empty."""
+
+    not_run: list[str]  # names of mutants
+    unlisted: list[Mutant]
+    caught: list[Mutant]  # listed, but noticed by now
+
+
+def judge(
+    found: dict[str, str],
+    describe: Callable[[str], Mutant],
+    may: Collection[Mutant],
+    patterns: list[str],
+) -> Verdict:
+    """Compare statuses by name with the survivors that may be.
+
+    A run that was broken off cannot tell which of those it did not come to are caught by now.
+    """
+    not_run = sorted(name for name, status in found.items() if status in NOT_RUN)
+    alive = {describe(name) for name in found.keys() - not_run if found[name] not in NOTICED}
+    chosen = [mutant for mutant in may if _matches(mutant.function, patterns)]
+    caught = [] if not_run else sorted(set(chosen) - alive)
+    return Verdict(not_run, sorted(alive - set(may)), caught)
+
+
+def main(patterns: list[str]) -> int:
+    patterns = patterns or ["*"]
+    found, may = statuses(patterns), listed()
+    verdict = judge(found, described, may, patterns)
+    for name in verdict.not_run:
+        print(f"not run: {name}")
+    for mutant in verdict.caught:
         print(f"caught by now, take it off the list:\n{as_toml(mutant, may[mutant])}")
-    unlisted = sorted(alive - may.keys())
-    for mutant in unlisted:
+    for mutant in verdict.unlisted:
         print(f"nothing notices this change:\n{as_toml(mutant, '')}")
-    print(f"{len(alive)} survive, {len(unlisted)} of them unlisted; {len(may)} are listed")
-    return int(bool(unlisted) or bool(may.keys() - alive))
+    noticed = sum(status in NOTICED for status in found.values())
+    print(
+        f"{len(found)} mutants: {noticed} noticed, {len(verdict.not_run)} not run, "
+        f"{len(verdict.unlisted)} survive unlisted; {len(may)} are listed in all"
+    )
+    return int(not found or any(verdict))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -123,7 +123,6 @@ class Settlement:
 
     def __init__(self, waiting: Sequence[Waiting], now: int) -> None:
         self._now = now
-        self._waiting = waiting
         self.set_aside: list[Row] = []
         self.batch: Batch | None = None
         self.entries: list[LedgerEntry] = []  # that stand for the rows, since now or before
