@@ -1,4 +1,4 @@
-"""Runs the benchmark and prints a table: `python -m bench [--json FILE] [--quick]`."""
+"""Runs the benchmark and prints a table: `python -m bench [--json FILE] [--quick] [--stack NAME]`."""
 
 import argparse
 import asyncio
@@ -21,10 +21,19 @@ from bench.processes import Measured
 
 CONNECTIONS = 32
 STREAMS_AT_ONCE = 150
-# The aims of the project on SQLite, as multiples of nginx, and bytes for each open stream.
-JSON_RATIO_MAX = 10
-STREAM_RATIO_MAX = 2
-STREAM_BYTES_MAX = 40 * 1024
+STREAM_BYTES_MAX = 40 * 1024  # the aim for each open stream
+SQLITE, REDIS_POSTGRES = "sqlite", "redis-postgres"
+
+
+@dataclass(frozen=True)
+class Aim:
+    """How many times nginx's CPU a call may cost."""
+
+    json: float
+    stream: float
+
+
+AIMS = {SQLITE: Aim(10, 2), REDIS_POSTGRES: Aim(5, 1.5)}
 SETTLE_SECONDS = 1.0  # what the ledger worker may still do after the last answer
 
 
@@ -52,6 +61,9 @@ class Figures:
     latency_p50_us: float = 0.0
     latency_p99_us: float = 0.0
     open_stream_bytes: float | None = None
+    stack: str | None = None  # of a gateway
+    json_server_cpu_us: float | None = None  # of its database and Redis
+    stream_server_cpu_us: float | None = None
 
 
 async def measure_latency(target: Target, figures: Figures, seconds: float) -> None:
@@ -66,18 +78,26 @@ async def measure_latency(target: Target, figures: Figures, seconds: float) -> N
 async def measure_cpu(measured: Measured, figures: Figures, scale: Scale) -> None:
     await load.closed_loop(measured.target, CONNECTIONS, scale.json_seconds / 4)
     await asyncio.sleep(SETTLE_SECONDS)
-    before = measured.cpu_seconds()
+    before, servers = measured.cpu_seconds(), measured.server_cpu_seconds()
     took = await load.closed_loop(measured.target, CONNECTIONS, scale.json_seconds)
     await asyncio.sleep(SETTLE_SECONDS)
     figures.json_cpu_us = (measured.cpu_seconds() - before) / len(took) * 1e6
+    figures.json_server_cpu_us = since(servers, measured, len(took))
     figures.json_calls_per_second = len(took) / scale.json_seconds
 
     await load.streams(measured.target, STREAMS_AT_ONCE, 1)
     await asyncio.sleep(SETTLE_SECONDS)
-    before = measured.cpu_seconds()
+    before, servers = measured.cpu_seconds(), measured.server_cpu_seconds()
     count = await load.streams(measured.target, STREAMS_AT_ONCE, scale.stream_rounds)
     await asyncio.sleep(SETTLE_SECONDS)
     figures.stream_cpu_us = (measured.cpu_seconds() - before) / count * 1e6
+    figures.stream_server_cpu_us = since(servers, measured, count)
+
+
+def since(before: float | None, measured: Measured, count: int) -> float | None:
+    """Microseconds of the servers for each; a vacuum that ends takes its count with it."""
+    now = measured.server_cpu_seconds()
+    return None if before is None or now is None else max(0.0, now - before) / count * 1e6
 
 
 async def measure_memory(
@@ -112,31 +132,43 @@ async def measure_direct(upstream: Target, scale: Scale) -> Figures:
 
 
 @contextlib.contextmanager
-def folders() -> Iterator[tuple[Path, Path, Path]]:
+def folder() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="llm-gateway-bench-") as name:
-        made = tuple(Path(name) / part for part in ("upstream", "nginx", "gateway"))
-        for folder in made:
-            folder.mkdir()
-        yield made[0], made[1], made[2]
+        Path(name).chmod(0o755)  # PostgreSQL runs as another user
+        yield Path(name)
 
 
-def run(scale: Scale) -> list[Figures]:
-    """Direct, nginx (if installed) and the gateway, one after the other on the same core."""
+def made(path: Path) -> Path:
+    path.mkdir()
+    return path
+
+
+def run(scale: Scale, stacks: list[str]) -> list[Figures]:
+    """Direct, nginx (if installed) and the gateways, one after the other on the same core."""
     cores = sorted(os.sched_getaffinity(0))
     theirs, ours = {cores[0]}, {cores[-1]}
     os.sched_setaffinity(0, ours)
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     with (
-        folders() as (upstream_folder, nginx_folder, gateway_folder),
-        processes.upstream(upstream_folder, ours) as upstream,
+        folder() as here,
+        processes.upstream(made(here / "upstream"), ours) as upstream,
     ):
         found = [uvloop.run(measure_direct(upstream, scale))]
-        with processes.nginx(nginx_folder, theirs, upstream.port) as yardstick:
+        with processes.nginx(made(here / "nginx"), theirs, upstream.port) as yardstick:
             if yardstick is not None:
                 found.append(uvloop.run(measure(yardstick, upstream, scale)))
-        with processes.gateway(gateway_folder, theirs, upstream.port) as measured:
-            found.append(uvloop.run(measure(measured, upstream, scale)))
+        for stack in stacks:
+            with contextlib.ExitStack() as stores:
+                # Its servers share the load's core, as they would be on other machines.
+                servers = None
+                if stack == REDIS_POSTGRES:
+                    servers = stores.enter_context(processes.redis_postgres(here / "stores"))
+                home = made(here / stack)
+                gateway = processes.gateway(home, theirs, upstream.port, servers)
+                figures = uvloop.run(measure(stores.enter_context(gateway), upstream, scale))
+                figures.stack = stack
+                found.append(figures)
     return found
 
 
@@ -147,8 +179,11 @@ def table(found: list[Figures]) -> str:
     head = (
         "",
         "JSON call, CPU",
+        "to nginx",
         "calls/s",
         "paced stream, CPU",
+        "to nginx",
+        "its servers' CPU, call / stream",
         "added p50",
         "added p99",
         "open stream",
@@ -158,22 +193,28 @@ def table(found: list[Figures]) -> str:
         cells = [
             figures.name,
             micros(figures.json_cpu_us),
+            ratio(figures.json_cpu_us, nginx.json_cpu_us if nginx else None),
             plain(figures.json_calls_per_second),
             micros(figures.stream_cpu_us),
+            ratio(figures.stream_cpu_us, nginx.stream_cpu_us if nginx else None),
+            f"{micros(figures.json_server_cpu_us)} / {micros(figures.stream_server_cpu_us)}",
             added(figures.latency_p50_us, direct.latency_p50_us, figures),
             added(figures.latency_p99_us, direct.latency_p99_us, figures),
             kilobytes(figures.open_stream_bytes),
         ]
         lines.append("| " + " | ".join(cells) + " |")
+    lines.append("")
     if nginx is None:
-        lines += ["", "nginx is not installed: no yardstick (on Debian: apt install nginx-light)."]
+        lines.append("nginx is not installed: no yardstick (on Debian: apt install nginx-light).")
         return "\n".join(lines)
-    ours = by_name["llm-gateway"]
-    cells = ["ratio", ratio(ours.json_cpu_us, nginx.json_cpu_us), ""]
-    cells += [ratio(ours.stream_cpu_us, nginx.stream_cpu_us), "", "", ""]
-    lines.append("| " + " | ".join(cells) + " |")
-    aims = f"JSON <= {JSON_RATIO_MAX}x, stream <= {STREAM_RATIO_MAX}x, "
-    return "\n".join([*lines, "", f"Aims: {aims}open stream <= {STREAM_BYTES_MAX // 1024} KB."])
+    for figures in found:
+        if figures.stack is not None:
+            aim = AIMS[figures.stack]
+            lines.append(
+                f"Aims of {figures.name}: JSON <= {aim.json}x, stream <= {aim.stream}x, "
+                f"open stream <= {STREAM_BYTES_MAX // 1024} KB."
+            )
+    return "\n".join(lines)
 
 
 def micros(value: float | None) -> str:
@@ -202,9 +243,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="bench", description=__doc__)
     parser.add_argument("--json", metavar="FILE", help="write the figures there as well; - = only")
     parser.add_argument("--quick", action="store_true", help="a fifth of the time, less exact")
+    parser.add_argument(
+        "--stack",
+        action="append",
+        choices=[*AIMS],
+        help="only the gateway on these stores; may be repeated",
+    )
     arguments = parser.parse_args()
-    found = run(QUICK if arguments.quick else Scale())
+    found = run(QUICK if arguments.quick else Scale(), arguments.stack or [*AIMS])
     machine = f"{platform.machine()}, Python {platform.python_version()}"
+    machine += f", load {os.getloadavg()[0]:.1f}"
     text = json.dumps({"machine": machine, "figures": [asdict(f) for f in found]}, indent=2)
     if arguments.json == "-":
         print(text)

@@ -9,9 +9,12 @@ import sys
 import time
 import tomllib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from bench.load import Target
+from tests.support.redis_server import RedisServer, redis_server
+from tests.support.services import PostgresServer
 
 ROOT = Path(__file__).parents[1]
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -23,6 +26,7 @@ port = {port}
 data_dir = "data"
 [pricing]
 book = "prices.toml"
+{stores}
 [[scenes]]
 name = "default"
 [[providers]]
@@ -53,6 +57,14 @@ model = "*"
 input = "0.25"
 cached_input = "0.125"
 output = "1.00"
+"""
+
+REDIS_POSTGRES_TOML = """
+[database]
+url = "{database}"
+[guard]
+store = "redis"
+redis_url = "{redis}"
 """
 
 NGINX_CONF = """
@@ -99,12 +111,27 @@ def free_port() -> int:
         return port
 
 
-class Measured:
-    """A process and its children, looked at through /proc."""
+def family_cpu(pid: int) -> float:
+    """What a process and its children have used, in seconds: main threads, in nanoseconds."""
+    total = 0
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    for each in (pid, *map(int, children)):
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            total += int(Path(f"/proc/{each}/schedstat").read_text().split()[0])
+    return total / 1e9
 
-    def __init__(self, target: Target, pid: int) -> None:
+
+class Measured:
+    """A process and its children, looked at through /proc; beside it the servers that it uses."""
+
+    def __init__(self, target: Target, pid: int, servers: tuple[int, ...] = ()) -> None:
         self.target = target
         self._pid = pid
+        self._servers = servers
+
+    def server_cpu_seconds(self) -> float | None:
+        """User and system time of its servers so far; None: it has none."""
+        return sum(map(family_cpu, self._servers)) if self._servers else None
 
     def _pids(self) -> list[int]:
         children = Path(f"/proc/{self._pid}/task/{self._pid}/children").read_text()
@@ -176,16 +203,63 @@ def upstream(folder: Path, cores: set[int]) -> Iterator[Target]:
         yield Target("direct", port)
 
 
+@dataclass(frozen=True)
+class Stack:
+    """Servers that a gateway keeps its money in, and how it is told of them."""
+
+    name: str
+    toml: str
+    pids: tuple[int, ...]
+
+
 @contextlib.contextmanager
-def gateway(folder: Path, cores: set[int], upstream_port: int) -> Iterator[Measured]:
+def redis_postgres(folder: Path) -> Iterator[Stack]:
+    """Holds in Redis, charges and ledger in a PostgreSQL that waits for its disk; on any core."""
+    folder.mkdir()
+    folder.chmod(0o755)
+    server = PostgresServer(folder, durable=True)
+    server.create()
+    try:
+        with redis_server() as redis:
+            yield Stack(
+                "llm-gateway, Redis and PostgreSQL",
+                REDIS_POSTGRES_TOML.format(database=server.new_database(), redis=redis.url),
+                (postgres_pid(folder), redis_pid(redis)),
+            )
+    finally:
+        server.stop("immediate")
+
+
+def postgres_pid(folder: Path) -> int:
+    """The postmaster, whose children are all there is of the server."""
+    return int((folder / "data" / "postmaster.pid").read_text().splitlines()[0])
+
+
+def redis_pid(server: RedisServer) -> int:
+    """What the server says of itself."""
+    told = server.command("INFO", "server")
+    assert isinstance(told, bytes)
+    (pid,) = [line[11:] for line in told.split() if line.startswith(b"process_id:")]
+    return int(pid)
+
+
+@contextlib.contextmanager
+def gateway(
+    folder: Path, cores: set[int], upstream_port: int, stack: Stack | None = None
+) -> Iterator[Measured]:
+    """On SQLite alone, or on the servers of a `stack`."""
     port = free_port()
+    stack = stack or Stack("llm-gateway", "", ())
     (folder / "prices.toml").write_text(PRICES_TOML)
-    (folder / "gateway.toml").write_text(GATEWAY_TOML.format(port=port, upstream=upstream_port))
+    (folder / "gateway.toml").write_text(
+        GATEWAY_TOML.format(port=port, upstream=upstream_port, stores=stack.toml)
+    )
     command = [sys.executable, "-c", "from llm_gateway.cli import main; main()", "serve"]
     with running(command, cores, folder, BENCH_API_KEY="none") as process:
         wait_for_port(process, port, folder)
         credentials = tomllib.loads((folder / "data" / "credentials").read_text())
-        yield Measured(Target("llm-gateway", port, str(credentials["demo_key"])), process.pid)
+        target = Target(stack.name, port, str(credentials["demo_key"]))
+        yield Measured(target, process.pid, stack.pids)
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import Final, assert_never
 
 import msgspec
-from sqlalchemy import ColumnElement, Select, and_, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Select, and_, func, or_, select, update
 from sqlalchemy.engine import Row
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from billing import ledger
 from billing.audit import Act, note
 from billing.db.hot import HotDatabase
-from billing.db.session import Database
+from billing.db.session import Database, insert_into
 from billing.db.tables import accounts as accounts_table
 from billing.db.tables import ledger_entries
 from billing.holds import GuardUnavailableError
@@ -154,14 +154,17 @@ class Accounts:
         if not is_account_id(account):
             raise ValueError(ACCOUNT_ID_RULE)
         now_ms = self._now_ms()
-        async with self._database.write(alone=True) as connection:
-            if await _exists(connection, account):
-                raise AccountExistsError
-            await connection.execute(
-                insert(accounts_table).values(
+        async with self._database.write() as connection:
+            # The first entry of an account makes it as well, and may do so at this very moment.
+            made = await connection.execute(
+                insert_into(connection, accounts_table)
+                .values(
                     account=account, name=name, note=remark, created_at=now_ms, updated_at=now_ms
                 )
+                .on_conflict_do_nothing()
             )
+            if not made.rowcount:
+                raise AccountExistsError
             act = Act(actor=actor, action="account.create", target=account, detail={"name": name})
             await note(connection, act, now_ms)
         return await self.read(account)
@@ -325,11 +328,6 @@ async def entries_of_call(
     )
     rows = (await connection.execute(wanted.order_by(table.c.posted_at, table.c.account_seq))).all()
     return tuple(_transaction(row) for row in rows)
-
-
-async def _exists(connection: AsyncConnection, account: str) -> bool:
-    wanted = select(accounts_table.c.account).where(accounts_table.c.account == account)
-    return await connection.scalar(wanted) is not None
 
 
 def _account_columns() -> Select[*tuple[object, ...]]:

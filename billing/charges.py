@@ -18,7 +18,7 @@ from billing.db.tables import holds, outbox, quarantine
 from billing.db.tables import usage as usage_table
 from pricing_rules.book import Rule
 from pricing_rules.match import Candidate, explain
-from pricing_rules.price import Line, breakdown
+from pricing_rules.price import Factors, Line, as_answered, breakdown, factors_of, price
 from pricing_rules.usage import Usage
 
 
@@ -105,7 +105,7 @@ async def explain_charge(
         ceiling=row.ceiling,
         reason=row.reason,
         finished_at=row.finished_at,
-        pricing=await _pricing(books, context, usage),
+        pricing=await _pricing(books, context, usage, row.amount),
     )
 
 
@@ -132,16 +132,20 @@ async def _settlement(
     return Settlement.SETTLED if entries else Settlement.PENDING
 
 
-async def _pricing(books: PriceBooks, context: BillingContext, usage: Usage) -> Pricing | None:
+async def _pricing(
+    books: PriceBooks, context: BillingContext, usage: Usage, amount: int
+) -> Pricing | None:
     try:
         book = await books.get(context.book)
     except UnknownBookError:
         return None
     rule = next((rule for rule in book.rules if rule.id == context.rule), None)
-    candidates = explain(book, context.scene, context.provider, context.model_sent)
+    candidates = explain(
+        book, context.scene, context.provider, context.model_sent, context.started_at
+    )
     if rule is None:
         return None
-    charge = breakdown(rule, usage)
+    charge = breakdown(rule, usage, factors=_factors(rule, context.started_at, usage, amount))
     exact = sum_exactly(line.micro_credits for line in charge.lines)
     return Pricing(
         rule=rule,
@@ -151,6 +155,17 @@ async def _pricing(books: PriceBooks, context: BillingContext, usage: Usage) -> 
         computed=charge.amount,
         rounding=_plain(_EXACT.subtract(Decimal(charge.amount), exact)),
     )
+
+
+def _factors(rule: Rule, started_at: int, usage: Usage, amount: int) -> Factors:
+    """The hour's factor is known by the time; the service tier is the one that gives the amount.
+
+    The plain one where none does: what was charged is then no price, but an estimate's cap.
+    """
+    plain = factors_of(rule, started_at)
+    tiers = [as_answered(rule, plain, tier.name) for tier in rule.service_tiers]
+    fitting = (each for each in (plain, *tiers) if price(rule, usage, factors=each) == amount)
+    return next(fitting, plain)
 
 
 def sum_exactly(texts: Iterable[str]) -> Decimal:

@@ -17,8 +17,9 @@ import msgspec
 from sqlalchemy import func, insert, select, update
 from sqlalchemy.engine import Row
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncConnection
 
-from billing.audit import Act, note
+from billing.audit import Act, Detail, note
 from billing.db.hot import DatabaseUnavailableError
 from billing.db.session import Database
 from billing.db.tables import api_keys
@@ -29,6 +30,7 @@ TOKEN_CHARACTERS: Final = len(TOKEN_PREFIX) + 43  # 32 bytes in base64 without p
 SHOWN_CHARACTERS: Final = 10  # "lgw_" and 36 of the 256 bits
 CACHE_SECONDS_MAX: Final = 1.0
 CACHED_KEYS_MAX: Final = 20_000
+_COLUMN_OF: Final = {"description": "note"}
 READ_TOGETHER_MAX: Final = 500  # SQLite before 3.32 takes at most 999 parameters
 
 
@@ -55,6 +57,12 @@ class KeyInfo(msgspec.Struct, frozen=True, kw_only=True):
     created_at: int  # milliseconds since the epoch
     expires_at: int | None
     revoked_at: int | None
+    requests_per_minute: int | None = None  # None: no limit; so are the next two
+    tokens_per_minute: int | None = None
+    concurrent_calls: int | None = None
+    replaced_by: str | None = (
+        None  # the key that a rotation made; this one is good until it expires
+    )
 
     @property
     def revoked(self) -> bool:
@@ -78,6 +86,29 @@ class NewKey(msgspec.Struct, frozen=True, kw_only=True):
     models: tuple[str, ...] = ()
     description: str = ""
     expires_at: int | None = None
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    concurrent_calls: int | None = None
+
+
+class KeyChange(msgspec.Struct, frozen=True, kw_only=True):
+    """What to change of a key; what is unset stays. A limit of None is no limit."""
+
+    default_scene: str | msgspec.UnsetType = msgspec.UNSET
+    scenes: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET
+    models: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET
+    description: str | msgspec.UnsetType = msgspec.UNSET
+    requests_per_minute: int | msgspec.UnsetType | None = msgspec.UNSET
+    tokens_per_minute: int | msgspec.UnsetType | None = msgspec.UNSET
+    concurrent_calls: int | msgspec.UnsetType | None = msgspec.UNSET
+
+
+class UnknownKeyError(Exception):
+    """There is no key by this id."""
+
+
+class KeyOutOfUseError(Exception):
+    """The key is revoked, expired or replaced: nothing can be done with it any more."""
 
 
 class Miss(Enum):
@@ -137,22 +168,14 @@ class Keys:
 
     async def create(self, new: NewKey, *, actor: str) -> tuple[KeyInfo, str]:
         """Make a key; its token is in this answer and nowhere else, ever."""
-        token = TOKEN_PREFIX + base64.urlsafe_b64encode(os.urandom(32)).rstrip(b"=").decode()
+        token = _new_token()
         now_ms = self._now_ms()
         info = KeyInfo(
-            key_id=f"key_{os.urandom(8).hex()}",
-            kind=new.kind,
+            key_id=_new_id(),
             prefix=token[:SHOWN_CHARACTERS],
-            account=new.account,
-            app=new.app,
-            accounts=new.accounts,
-            default_scene=new.default_scene,
-            scenes=new.scenes,
-            models=new.models,
-            description=new.description,
             created_at=now_ms,
-            expires_at=new.expires_at,
             revoked_at=None,
+            **{name: getattr(new, name) for name in NewKey.__struct_fields__},
         )
         act = Act(
             actor=actor,
@@ -232,6 +255,70 @@ class Keys:
         self._forget(key_id)
         return await self.get(key_id)
 
+    async def update(self, key_id: str, change: KeyChange, *, actor: str) -> KeyInfo:
+        """Change what a key may do; other processes go by it within a second.
+
+        Raises UnknownKeyError, KeyOutOfUseError.
+        """
+        changed = {
+            name: value
+            for name, value in msgspec.structs.asdict(change).items()
+            if value is not msgspec.UNSET
+        }
+        now_ms = self._now_ms()
+        async with self._database.write(alone=True) as connection:
+            after = msgspec.structs.replace(await _in_use(connection, key_id, now_ms), **changed)
+            columns = _columns(after, "")
+            if changed:
+                names = {_COLUMN_OF.get(name, name) for name in changed}
+                await connection.execute(
+                    update(api_keys)
+                    .where(api_keys.c.id == key_id)
+                    .values(**{name: columns[name] for name in names})
+                )
+            detail: Detail = {
+                name: ", ".join(value) if isinstance(value, tuple) else value
+                for name, value in changed.items()
+            }
+            act = Act(actor=actor, action="key.update", target=key_id, detail=detail)
+            await note(connection, act, now_ms)
+        self._forget(key_id)
+        return after
+
+    async def rotate(
+        self, key_id: str, *, grace_seconds: int, actor: str
+    ) -> tuple[KeyInfo, KeyInfo, str]:
+        """Make a key in the place of another: the old one, the new one, and its token.
+
+        The old key is good for the grace, 0 for not at all; not longer than it would have been.
+        Limits count for each of the two. Raises UnknownKeyError, KeyOutOfUseError.
+        """
+        token = _new_token()
+        now_ms = self._now_ms()
+        async with self._database.write(alone=True) as connection:
+            old = await _in_use(connection, key_id, now_ms)
+            new = msgspec.structs.replace(
+                old, key_id=_new_id(), prefix=token[:SHOWN_CHARACTERS], created_at=now_ms
+            )
+            ends = now_ms + grace_seconds * 1000
+            until = ends if old.expires_at is None else min(ends, old.expires_at)
+            old = msgspec.structs.replace(old, replaced_by=new.key_id, expires_at=until)
+            await connection.execute(insert(api_keys).values(**_columns(new, _digest(token))))
+            await connection.execute(
+                update(api_keys)
+                .where(api_keys.c.id == key_id)
+                .values(replaced_by=new.key_id, expires_at=until)
+            )
+            act = Act(
+                actor=actor,
+                action="key.rotate",
+                target=key_id,
+                detail={"replaced_by": new.key_id, "grace_seconds": grace_seconds},
+            )
+            await note(connection, act, now_ms)
+        self._forget(key_id)
+        return old, new, token
+
     async def _read(self) -> None:
         """Read what calls wait for and, in the same query, keys that were cached 0.5 s ago."""
         started = self._monotonic()
@@ -282,6 +369,25 @@ def _digest(token: str) -> str:
     return hashlib.sha256(token.encode()).hexdigest()
 
 
+def _new_token() -> str:
+    return TOKEN_PREFIX + base64.urlsafe_b64encode(os.urandom(32)).rstrip(b"=").decode()
+
+
+def _new_id() -> str:
+    return f"key_{os.urandom(8).hex()}"
+
+
+async def _in_use(connection: AsyncConnection, key_id: str, now_ms: int) -> KeyInfo:
+    """A key that can be changed; raises UnknownKeyError, KeyOutOfUseError."""
+    row = (await connection.execute(select(api_keys).where(api_keys.c.id == key_id))).one_or_none()
+    if row is None:
+        raise UnknownKeyError
+    key = _info(row)
+    if not key.usable(now_ms) or key.replaced_by is not None:
+        raise KeyOutOfUseError
+    return key
+
+
 def _looks_like_token(token: str) -> bool:
     """Whether to ask the database at all: noise costs no query."""
     return len(token) == TOKEN_CHARACTERS and token.startswith(TOKEN_PREFIX)
@@ -303,6 +409,10 @@ def _columns(info: KeyInfo, digest: str) -> dict[str, str | int | None]:
         "created_at": info.created_at,
         "expires_at": info.expires_at,
         "revoked_at": info.revoked_at,
+        "requests_per_minute": info.requests_per_minute,
+        "tokens_per_minute": info.tokens_per_minute,
+        "concurrent_calls": info.concurrent_calls,
+        "replaced_by": info.replaced_by,
     }
 
 
@@ -321,6 +431,10 @@ def _info(row: Row[*tuple[object, ...]]) -> KeyInfo:
         created_at=row.created_at,
         expires_at=row.expires_at,
         revoked_at=row.revoked_at,
+        requests_per_minute=row.requests_per_minute,
+        tokens_per_minute=row.tokens_per_minute,
+        concurrent_calls=row.concurrent_calls,
+        replaced_by=row.replaced_by,
     )
 
 

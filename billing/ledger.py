@@ -27,6 +27,7 @@ Language = Literal["zh", "en"]
 _LABELS: Final[dict[str, dict[Language, str]]] = {
     "purchase": {"zh": "购买充值", "en": "Purchase"},
     "charge": {"zh": "AI 调用扣费", "en": "AI call"},
+    "charge_refund": {"zh": "AI 调用退款", "en": "AI call refunded"},
     "forum_like": {"zh": "计划被点赞", "en": "Plan liked"},
     "forum_import": {"zh": "计划被导入", "en": "Plan imported"},
     "manual": {"zh": "人工补发", "en": "Granted by hand"},
@@ -188,6 +189,8 @@ def label_in(language: Language, source: str, label: str) -> str:
     """A stored label for a reader of `language`: default labels are translated, own ones stay."""
     if label in _LABELS.get(source, _LABELS["other"]).values():
         return default_label(source, language)
+    if source == "charge" and label == CHARGE_REFUND_LABEL:
+        return default_label("charge_refund", language)
     return label
 
 
@@ -572,4 +575,5 @@ def _differs(existing: LedgerEntry, field: str, was: str, given: str) -> EventCo
 
 
 _CHARGE_LABEL: Final = default_label("charge")
+CHARGE_REFUND_LABEL: Final = default_label("charge_refund")  # an income of source `charge`
 _encoder: Final = msgspec.json.Encoder()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from billing.accounts import Accounts
+from billing.backlog import Backlog
 from billing.books import PriceBooks
 from billing.db.engine import hot_database
 from billing.db.partitions import keep_partitions
@@ -26,11 +27,12 @@ from billing.settlement.brokers import link_maker
 from billing.settlement.delivery import Delivery, make_delivery
 from billing.settlement.election import LEDGER_WORKER, Election
 from billing.settlement.hold_updates import HoldUpdates
+from billing.settlement.late_finals import directory_id
 from billing.settlement.orphans import DatabaseOrphans
 from billing.settlement.outbox import Outbox
 from billing.settlement.reconcile import EVERY_SECONDS, Reconciler, Rounds
 from billing.settlement.recovery import adopt_spool, recover
-from billing.settlement.registry import Beat, Beating, Registration, end_others
+from billing.settlement.registry import Beat, Beating, Registration, SpoolReport, end_others
 from billing.settlement.service import Chore, ElectedService, LedgerService
 from billing.settlement.spool import Spool
 from billing.settlement.subscriber import BrokerWorker
@@ -54,7 +56,6 @@ if TYPE_CHECKING:
     from billing.db.hot import SettleReport
     from billing.holds import HoldStore
     from billing.holds.database import DatabaseHoldStore
-    from billing.settlement.reconcile import Report
     from billing.settlement.registry import Pace
     from billing.settlement.service import Endless, Runnable
     from llm_gateway.config import Config, ProviderConfig
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
 
 ADOPT_SECONDS: Final = 5.0  # between two looks for spool files of dead processes
 PARTITION_SECONDS: Final = 3600.0
+GAUGE_SECONDS: Final = 2.0
 
 _log = logging.getLogger(__name__)
 
@@ -99,6 +101,17 @@ class Parts(msgspec.Struct, frozen=True, kw_only=True):
     log: LineWriter
 
 
+class WorkerParts(msgspec.Struct, frozen=True, kw_only=True):
+    """What a ledger worker is made of, as far as others look at it."""
+
+    service: Runnable
+    hot: Engine
+    holds: DatabaseHoldStore | RedisHoldStore
+    delivery: Delivery | None  # None: no broker carries charges to it
+    registration: Registration
+    metrics: Metrics
+
+
 class Bell:
     """Rung when an event was written; whoever settles or publishes listens."""
 
@@ -129,10 +142,17 @@ async def build_gateway(
     """
     process = clock.new_event_id(clock.now_ms())
     database, hot = await _open_database(config, stack)
+    spool = _spool(config, process)
     registration = None
     if is_shared(config):
-        registration = await _register(config, stack, database, process=process, pace=pace)
-    storage = await _build_storage(config, stack, database, hot, process=process)
+        registration = await _register(
+            config, stack, database, spool, process=process, pace=pace, may_hold=True
+        )
+    storage = await _build_storage(
+        config, stack, database, hot, spool, process=process, may_hold=True
+    )
+    if registration is not None:
+        _report_spool(registration, spool, storage.outbox)
     if config.database.is_sqlite:
         await _recover(storage, process)
     holds: HoldStore = storage.holds
@@ -162,9 +182,7 @@ async def build_gateway(
     publisher = _publisher(storage)
     if publisher is not None:
         metrics.brokers.append(publisher.figures)
-    chores: list[Endless] = []
-    if not config.database.is_sqlite:
-        chores.append(_adoption(storage))
+    chores: list[Endless] = [] if config.database.is_sqlite else [_adoption(storage)]
     if registration is not None:
         chores.append(Beating(registration, partial(_on_registry, storage, registration, gateway)))
     return Parts(
@@ -175,14 +193,9 @@ async def build_gateway(
         holds=storage.holds,
         keys=keys,
         books=books,
-        accounts=Accounts(
-            database,
-            hot,
-            now_ms=clock.now_ms,
-            on_posted=storage.holds.refresh if isinstance(storage.holds, RedisHoldStore) else None,
-        ),
+        accounts=_accounts(storage),
         outbox=storage.outbox,
-        ledger=_embedded_ledger(storage, pace, metrics.reconciled),
+        ledger=_embedded_ledger(storage, pace, metrics),
         publisher=publisher,
         registration=registration,
         chores=tuple(chores),
@@ -193,18 +206,43 @@ async def build_gateway(
 
 async def build_worker(
     config: Config, stack: AsyncExitStack, *, pace: Pace | None = None
-) -> Runnable:
+) -> WorkerParts:
     """What `llm-gateway worker` runs."""
     process = clock.new_event_id(clock.now_ms())
     database, hot = await _open_database(config, stack)
-    # A worker holds nothing, but whoever keeps holds in Redis waits for all who take part.
-    registration = await _register(config, stack, database, process=process, pace=pace)
-    storage = await _build_storage(config, stack, database, hot, process=process)
-    settling, chores = _duties(storage, pace)
+    spool = _spool(config, process)
+    # It holds nothing, and a recovery of Redis does not wait for it.
+    registration = await _register(
+        config, stack, database, spool, process=process, pace=pace, may_hold=False
+    )
+    storage = await _build_storage(
+        config, stack, database, hot, spool, process=process, may_hold=False
+    )
+    _report_spool(registration, spool, storage.outbox)
+    metrics = Metrics(takes_calls=False)
+    settling, chores = _duties(storage, pace, metrics)
+    delivery = settling if isinstance(settling, Delivery) else None
+    if delivery is not None:
+        metrics.brokers.append(delivery.figures)
+    gauges = Chore(
+        name="gauges", seconds=GAUGE_SECONDS, act=partial(_update_worker, storage, metrics)
+    )
     beating = Beating(registration, partial(_on_registry, storage, registration, None))
-    service = LedgerService(settling, [*chores, _adoption(storage), beating])
+    service = LedgerService(settling, [*chores, _adoption(storage), gauges, beating])
     storage.bell.listeners.append(service.notify)
-    return service
+    return WorkerParts(
+        service=service,
+        hot=hot,
+        holds=storage.holds,
+        delivery=delivery,
+        registration=registration,
+        metrics=metrics,
+    )
+
+
+async def _update_worker(storage: Storage, metrics: Metrics) -> None:
+    metrics.note_backlog(await Backlog(storage.database).figures())
+    metrics.spool_bytes = storage.outbox.spool_bytes()
 
 
 async def build_first_start(config: Config, stack: AsyncExitStack) -> FirstStart:
@@ -239,13 +277,26 @@ async def _open_database(config: Config, stack: AsyncExitStack) -> tuple[Databas
     return database, hot
 
 
-async def _register(
+def _spool(config: Config, process: str) -> Spool:
+    return Spool(Path(config.server.data_dir) / "spool", process)
+
+
+def _report_spool(registration: Registration, spool: Spool, outbox: Outbox) -> None:
+    """From now on also of what neither database nor spool took."""
+    registration.spool = msgspec.structs.replace(
+        registration.spool, pending=lambda: spool.has_files() or not outbox.durable
+    )
+
+
+async def _register(  # noqa: PLR0913 - what a row says, each by name
     config: Config,
     stack: AsyncExitStack,
     database: Database,
+    spool: Spool,
     *,
     process: str,
     pace: Pace | None,
+    may_hold: bool,
 ) -> Registration:
     registration = Registration(
         database,
@@ -254,6 +305,10 @@ async def _register(
         now_ms=clock.now_ms,
         monotonic=clock.monotonic,
         pace=pace,
+        spool=SpoolReport(
+            directory=directory_id(Path(config.server.data_dir)), pending=spool.has_files
+        ),
+        may_hold=may_hold,
     )
     await registration.register()
     # Run late in the stack's unwinding: calls, outbox and spool are done with by then.
@@ -280,24 +335,30 @@ async def _on_registry(
         await holds.rebuild("the database was restored from a backup")
 
 
-async def _build_storage(
+async def _build_storage(  # noqa: PLR0913 - its parts
     config: Config,
     stack: AsyncExitStack,
     database: Database,
     hot: Engine,
+    spool: Spool,
     *,
     process: str,
+    may_hold: bool,
 ) -> Storage:
     try:
         holds = hold_store(
-            config.guard, hot=hot, database=database, process=process, now_ms=clock.now_ms
+            config.guard,
+            hot=hot,
+            database=database,
+            process=process,
+            now_ms=clock.now_ms,
+            may_hold=may_hold,
         )
         await holds.start()
     except (RedisAddressError, RedisRefusedError) as error:
         raise StartError(f"[guard] redis_url: {error}") from error
     stack.push_async_callback(holds.close)
     bell = Bell()
-    spool = Spool(Path(config.server.data_dir) / "spool", process)
     tells = {"on_recorded": holds.recorded} if isinstance(holds, RedisHoldStore) else {}
     outbox = Outbox(hot, spool, on_written=bell.ring, **tells)
     await outbox.start()
@@ -318,6 +379,12 @@ async def _recover(storage: Storage, process: str) -> None:
     found = await recover(storage.hot, storage.outbox, process=process, clock=clock.now_ms)
     if found.orphans:
         _log.warning("%d calls of a former process broke off and were estimated", found.orphans)
+
+
+def _accounts(storage: Storage) -> Accounts:
+    # Holds in Redis go by a balance of their own, which a grant must reach.
+    refresh = storage.holds.refresh if isinstance(storage.holds, RedisHoldStore) else None
+    return Accounts(storage.database, storage.hot, now_ms=clock.now_ms, on_posted=refresh)
 
 
 def _publisher(storage: Storage) -> Delivery | None:
@@ -343,42 +410,36 @@ def redis_view(
 # -- settling ----------------------------------------------------------------------------------
 
 
-def _embedded_ledger(
-    storage: Storage, pace: Pace | None, on_report: Callable[[Report], None]
-) -> Runnable | None:
+def _embedded_ledger(storage: Storage, pace: Pace | None, metrics: Metrics) -> Runnable | None:
     """Who settles inside of `serve`: with SQLite this process, else the one that is elected."""
     config = storage.config
     if not config.ledger_worker.embedded:
         return None
     service: Runnable
     if config.database.is_sqlite:
-        service = LedgerService(*_duties(storage, pace, on_report))
+        service = LedgerService(*_duties(storage, pace, metrics))
         service.notify()  # what a former process left
     else:
         election = Election(storage.database, LEDGER_WORKER)
-        service = ElectedService(
-            election, lambda: LedgerService(*_duties(storage, pace, on_report))
-        )
+        service = ElectedService(election, lambda: LedgerService(*_duties(storage, pace, metrics)))
     storage.bell.listeners.append(service.notify)
     return service
 
 
 def _duties(
-    storage: Storage,
-    pace: Pace | None,
-    on_report: Callable[[Report], None] = lambda _: None,
+    storage: Storage, pace: Pace | None, metrics: Metrics
 ) -> tuple[Runnable, list[Endless]]:
     """Who posts charges, and what else has to be done by whoever does so."""
     config, database, holds = storage.config, storage.database, storage.holds
     updates = HoldUpdates(holds)
-    settling = _settling(storage, updates)
+    settling = _settling(storage, updates, metrics)
     reconciler = Reconciler(
         database,
         now_ms=clock.now_ms,
         call_seconds_max=config.guard.call_seconds_max,
         guard=redis_view(config, holds, database),
     )
-    rounds = Rounds(reconciler, monotonic=clock.monotonic, on_report=on_report)
+    rounds = Rounds(reconciler, monotonic=clock.monotonic, on_report=metrics.reconciled)
     chores: list[Endless] = [Chore(name="reconcile", seconds=EVERY_SECONDS, act=rounds.make)]
     if is_shared(config):
         sweeper = Sweeper(
@@ -390,6 +451,7 @@ def _duties(
             monotonic=clock.monotonic,
             on_estimate=settling.notify,
             pace=pace,
+            spool_owners=storage.outbox.spool_owners,
         )
         chores.append(Chore(name="sweeper", seconds=sweeper.pace.beat_seconds, act=sweeper.look))
     if isinstance(holds, RedisHoldStore):
@@ -400,15 +462,18 @@ def _duties(
     return settling, chores
 
 
-def _settling(storage: Storage, updates: HoldUpdates) -> Runnable:
+def _settling(storage: Storage, updates: HoldUpdates, metrics: Metrics) -> Runnable:
     """Straight from the outbox, or as the broker's messages name its rows."""
     if storage.config.broker.kind == "database":
-        return LedgerWorker(storage.hot, clock=clock.now_ms, holds=updates)
+        alone = LedgerWorker(storage.hot, clock=clock.now_ms, holds=updates)
+        metrics.settlers.append(alone)
+        return alone
 
     async def tell(report: SettleReport) -> None:
         await updates.tell(report.applied)
 
     worker = BrokerWorker(storage.hot, clock=clock.now_ms, on_settled=tell)
+    metrics.settlers.append(worker)
     return _delivery(storage, worker)
 
 

@@ -448,6 +448,7 @@ class Call:
         return judge(
             answer,
             rule=self._target.rule,
+            factors=self._target.factors,
             grant=self.grant,
             count_input=self._count_input,
             policy=self._gateway.policy,
@@ -585,7 +586,7 @@ class Call:
             return 0
         delivered = self._gateway.tokens.estimate(self._stream.meter.delivered)
         usage = Usage(input=self._count_input().tokens, output=delivered)
-        return price(self._target.rule, usage)
+        return price(self._target.rule, usage, factors=self._target.factors)
 
     def _count_input(self) -> Count:
         assert self._target is not None

@@ -119,9 +119,15 @@ class BrokerConfig(Section, frozen=True, kw_only=True):
 
 
 class LedgerWorkerConfig(Section, frozen=True, kw_only=True):
-    """[ledger_worker]: whether `serve` settles charges itself."""
+    """[ledger_worker]: whether `serve` settles charges itself, and where a worker of its own is watched."""
 
     embedded: bool = True
+    metrics_host: str = ""  # "host:port" of health and metrics of `llm-gateway worker`; "" for none
+
+    @property
+    def metrics_address(self) -> tuple[str, int] | None:
+        """What `metrics_host` says."""
+        return split_address(self.metrics_host) if self.metrics_host else None
 
 
 class AuthConfig(Section, frozen=True, kw_only=True):
@@ -377,6 +383,7 @@ def _check(config: Config, reader: Reader) -> None:
     """Everything that must hold between settings."""
     _check_server(config.server, reader)
     _check_storage(config, reader)
+    _check_worker(config, reader)
     _check_money(config, reader)
     for key in ("scenes", "providers", "models"):
         _check_names(key, [item.name for item in getattr(config, key)], reader)
@@ -402,6 +409,23 @@ def _check_server(server: ServerConfig, reader: Reader) -> None:
     if address == (server.host, server.port):
         message = "expected another address than that of host and port"
         reader.problem(("server", "admin_host"), message)
+
+
+def _check_worker(config: Config, reader: Reader) -> None:
+    """Its address must not be one of the gateway's, which may run on the same machine."""
+    if not config.ledger_worker.metrics_host:
+        return
+    place = ("ledger_worker", "metrics_host")
+    try:
+        address = split_address(config.ledger_worker.metrics_host)
+        taken = [(config.server.host, config.server.port)]
+        if config.server.admin_host:
+            taken.append(split_address(config.server.admin_host))
+    except ValueError as error:
+        reader.problem(place, str(error))
+        return
+    if address in taken:
+        reader.problem(place, "expected another address than those of [server]")
 
 
 def _check_storage(config: Config, reader: Reader) -> None:

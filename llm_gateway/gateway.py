@@ -23,8 +23,8 @@ from llm_gateway.routing import Route, route
 from llm_gateway.tokens import COUNTED_BYTES_MAX, Count
 from llm_gateway.verdict import Policy
 from pricing_rules.lint import near_rule_toml
-from pricing_rules.match import match
-from pricing_rules.price import Ceiling, ceiling_of
+from pricing_rules.match import holds, match
+from pricing_rules.price import Ceiling, Factors, UnlistedServiceTierError, ceiling_of, factors_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -52,7 +52,6 @@ DRAIN_SECONDS_MAX: Final = 120.0
 # https://cookbook.openai.com/examples/how_to_count_tokens_with_tiktoken
 TEMPLATE_TOKENS: Final = 3
 HEARTBEAT_SECONDS: Final = 2.0
-_PLAIN_TIERS: Final = (None, "auto", "default")  # at the price that a rule gives
 
 _log = logging.getLogger(__name__)
 
@@ -63,6 +62,7 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     route: Route
     scene: str
     rule: Rule
+    factors: Factors  # of the hour and the service tier, fixed at admission as the rule is
     ceiling: Ceiling
     bounds: Bounds
 
@@ -154,18 +154,12 @@ class Gateway:
         """
         if not may_use_model(caller.key, request.model):
             raise errors.ModelNotAllowedError(request.model)
-        if request.service_tier not in _PLAIN_TIERS:
-            # A client must not choose a tier that costs us more than its rule asks of the account.
-            reason = "no price rule lists this service tier"
-            raise errors.UnboundedCostError(reason, param="service_tier")
         try:
             version, book = self.books.current(started_at)
         except (BooksStaleError, NoBookError):
             raise errors.BooksStaleError from None
         routes = route(self.config, request.model)
-        targets = [
-            target for one in routes if (target := self._target(book, caller.scene, request, one))
-        ]
+        targets = self._targets(book, caller.scene, request, routes, started_at)
         if not targets:
             raise self._no_rule(caller.scene, routes[0])
         first = targets[0]
@@ -190,12 +184,33 @@ class Gateway:
             targets=tuple(targets),
         )
 
+    def _targets(
+        self, book: Book, scene: str, request: chat.ChatRequest, routes: list[Route], at: int
+    ) -> list[Target]:
+        """The priced routes; a fallback without a price for the service tier asked for is left out.
+
+        Raises UnboundedCostError if it is the first that has none: a client must not choose a tier
+        that costs us more than its rule asks of the account.
+        """
+        targets: list[Target] = []
+        for one in routes:
+            try:
+                target = self._target(book, scene, request, one, at)
+            except UnlistedServiceTierError as unlisted:
+                if targets:
+                    continue
+                raise errors.UnboundedCostError(str(unlisted), param="service_tier") from None
+            if target is not None:
+                targets.append(target)
+        return targets
+
     def _target(
-        self, book: Book, scene: str, request: chat.ChatRequest, one: Route
+        self, book: Book, scene: str, request: chat.ChatRequest, one: Route, at: int
     ) -> Target | None:
-        rule = match(book, scene, one.provider.name, one.model_sent)
+        """Raises UnlistedServiceTierError."""
+        rule = match(book, scene, one.provider.name, one.model_sent, at)
         if rule is None and self.config.pricing.unknown_model == "fallback":
-            rule = self._fallback_rule(book)
+            rule = self._fallback_rule(book, at)
         if rule is None:
             return None
         bounds = Bounds(
@@ -207,11 +222,20 @@ class Gateway:
             # https://platform.openai.com/docs/guides/predicted-outputs
             extra_output=request.n * request.prediction_bytes,
         )
-        return Target(route=one, scene=scene, rule=rule, ceiling=ceiling_of(rule), bounds=bounds)
+        factors = factors_of(rule, at, request.service_tier)
+        return Target(
+            route=one,
+            scene=scene,
+            rule=rule,
+            factors=factors,
+            ceiling=ceiling_of(rule, factors),
+            bounds=bounds,
+        )
 
-    def _fallback_rule(self, book: Book) -> Rule | None:
+    def _fallback_rule(self, book: Book, at: int) -> Rule | None:
         wanted = self.config.pricing.fallback_rule
-        return next((r for r in book.rules if r.id == wanted and r.status == "active"), None)
+        found = next((r for r in book.rules if r.id == wanted and r.status == "active"), None)
+        return found if found is not None and holds(found, at) else None
 
     def _no_rule(self, scene: str, one: Route) -> errors.NoPriceRuleError:
         provider, model = one.provider.name, one.model_sent

@@ -1,13 +1,14 @@
-"""What /metrics shows: counts and times of this process, and gauges that app.py keeps current.
+"""What /metrics shows: counts and times of each process, and gauges that app.py keeps current.
 
 Counting happens on the event loop alone, so plain integers do; prometheus-client only renders them.
 No label names an account or a key, and no label's value comes from a client.
 """
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final, Protocol
 
+import msgspec
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import generate_latest
 from prometheus_client.metrics_core import (
@@ -18,6 +19,7 @@ from prometheus_client.metrics_core import (
 )
 from prometheus_client.registry import Collector
 
+from billing.backlog import Figures
 from billing.context import BillingContext
 from billing.settlement.delivery import BrokerFigures
 from billing.settlement.reconcile import Report
@@ -26,6 +28,7 @@ from llm_gateway.verdict import Verdict
 
 FIRST_TOKEN_SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 CALL_SECONDS: Final = (0.005, 0.01, 0.05, 0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900, 3600)
+PROCESS_LABEL: Final = "process"  # the number of one of several; its successor has the same
 CHILDREN_MAX: Final = 200  # of one counter; a label that runs wild must not fill the memory
 OTHER: Final = "other"
 
@@ -42,6 +45,22 @@ class EndedCall(Protocol):
     started: float  # clock.monotonic()
     first_byte: float | None  # clock.monotonic()
     grant: int  # micro-credits
+
+
+class Settler(Protocol):
+    """Who posts charges to the ledger, and how many it has posted or set aside."""
+
+    settled: int
+    quarantined: int
+
+
+class Samples(msgspec.Struct, frozen=True, array_like=True):
+    """A family of one process, as the others are told of it."""
+
+    name: str
+    text: str
+    type: str
+    samples: list[tuple[str, dict[str, str], float]]
 
 
 class _Counter:
@@ -97,9 +116,13 @@ class _Times:
 
 
 class Metrics(Collector):
-    """The figures of one process. The attributes are gauges: whoever knows them sets them."""
+    """The figures of one process. The attributes are gauges: whoever knows them sets them.
 
-    def __init__(self) -> None:
+    `takes_calls`: False for a ledger worker, which has no figures of calls.
+    """
+
+    def __init__(self, *, takes_calls: bool = True) -> None:
+        self._takes_calls = takes_calls
         self.open_streams = 0
         self.held_micro_credits = 0  # of all accounts together
         self.unsettled_events = 0  # charges that are not in the ledger yet
@@ -124,6 +147,7 @@ class Metrics(Collector):
         self._seconds = _Times(
             "llm_gateway_call_seconds", "From the request's head to the call's end", CALL_SECONDS
         )
+        self.settlers: list[Settler] = []  # each that has settled in this process
         self.brokers: list[Callable[[], BrokerFigures]] = []  # one for each delivery
         self._violations: dict[str, int] = {}  # by check, as of its last run
         self._reconciled_at = 0.0
@@ -159,28 +183,69 @@ class Metrics(Collector):
                 self._violations[finding.check] = finding.count
         self._reconciled_at = report.at / 1000
 
+    def note_backlog(self, figures: Figures) -> None:
+        """What waits in the database, read just now."""
+        oldest = figures.oldest_unsettled_at
+        age_ms = 0 if oldest is None else max(0, clock.now_ms() - oldest)
+        self.unsettled_events = figures.unsettled
+        self.unsettled_age_seconds = age_ms / 1000
+        self.quarantined_events = figures.quarantined
+
     def render(self) -> str:
         """Everything in Prometheus' text format; CONTENT_TYPE is its type."""
         return generate_latest(self._registry).decode()
 
+    def own_samples(self) -> list[Samples]:
+        """The families that each of several processes has for itself."""
+        return [
+            Samples(
+                name=family.name,
+                text=family.documentation,
+                type=family.type,
+                samples=[(each.name, each.labels, each.value) for each in family.samples],
+            )
+            for family in self._own()
+        ]
+
+    def render_all(self, processes: Mapping[int, Sequence[Samples] | None]) -> str:
+        """Of all processes of one machine, told apart by a label; None: it did not answer."""
+        registry = CollectorRegistry(auto_describe=False)
+        registry.register(_Merged(processes, list(self._shared())))
+        return generate_latest(registry).decode()
+
     def collect(self) -> Iterator[Metric]:
         """All families, as prometheus-client asks for them."""
-        yield self._calls.family()
-        yield self._admissions.family()
-        yield self._upstream_errors.family()
-        yield self._quality.family()
-        yield self._first_token.family()
-        yield self._seconds.family()
+        yield from self._own()
+        yield from self._shared()
+
+    def _own(self) -> Iterator[Metric]:
+        """What this process counts."""
+        if self._takes_calls:
+            yield self._calls.family()
+            yield self._admissions.family()
+            yield self._upstream_errors.family()
+            yield self._quality.family()
+            yield self._first_token.family()
+            yield self._seconds.family()
         yield self._check_failures.family()
         yield from self._reconciliation()
         yield from _broker_families([figures() for figures in self.brokers])
+        yield from _settler_families(self.settlers)
+        if self._takes_calls:
+            text = "Streamed answers now running"
+            yield GaugeMetricFamily("llm_gateway_open_streams", text, value=self.open_streams)
+        text = "Charges kept in files while the database was away"
+        yield GaugeMetricFamily("llm_gateway_spool_bytes", text, value=self.spool_bytes)
+
+    def _shared(self) -> Iterator[Metric]:
+        """What the database says: every process would say the same."""
+        if self._takes_calls:
+            text, held = "Credit held for running calls", self.held_micro_credits
+            yield GaugeMetricFamily("llm_gateway_held_micro_credits", text, value=held)
         for name, text, value in (
-            ("open_streams", "Streamed answers now running", self.open_streams),
-            ("held_micro_credits", "Credit held for running calls", self.held_micro_credits),
             ("unsettled_events", "Charges not yet in the ledger", self.unsettled_events),
             ("unsettled_age_seconds", "Age of the oldest of them", self.unsettled_age_seconds),
             ("quarantined_events", "Charges that wait for a person", self.quarantined_events),
-            ("spool_bytes", "Charges kept in files while the database was away", self.spool_bytes),
         ):
             yield GaugeMetricFamily(f"llm_gateway_{name}", text, value=value)
 
@@ -201,6 +266,44 @@ class Metrics(Collector):
             "When the invariants were last checked here",
             value=self._reconciled_at,
         )
+
+
+class _Merged(Collector):
+    """Families of several processes, each once, and what they share."""
+
+    def __init__(
+        self, processes: Mapping[int, Sequence[Samples] | None], shared: Sequence[Metric]
+    ) -> None:
+        self._processes = processes
+        self._shared = shared
+
+    def collect(self) -> Iterator[Metric]:
+        """As prometheus-client asks for them."""
+        merged: dict[str, Metric] = {}
+        up = GaugeMetricFamily(
+            "llm_gateway_process_up",
+            "1: the process of this number answers",
+            labels=(PROCESS_LABEL,),
+        )
+        for number, families in sorted(self._processes.items()):
+            up.add_metric((str(number),), int(families is not None))
+            for each in families or ():
+                family = merged.setdefault(each.name, Metric(each.name, each.text, each.type))
+                for name, labels, value in each.samples:
+                    family.add_sample(name, labels | {PROCESS_LABEL: str(number)}, value)
+        yield from merged.values()
+        yield up
+        yield from self._shared
+
+
+def _settler_families(settlers: Sequence[Settler]) -> Iterator[Metric]:
+    if not settlers:
+        return
+    for name, text, count in (
+        ("settled", "Charges posted here", sum(each.settled for each in settlers)),
+        ("set_aside", "Charges put into quarantine here", sum(s.quarantined for s in settlers)),
+    ):
+        yield CounterMetricFamily(f"llm_gateway_{name}", text, value=count)
 
 
 def _broker_families(all_figures: Sequence[BrokerFigures]) -> Iterator[Metric]:

@@ -10,32 +10,42 @@ import signal
 import sys
 from contextlib import AsyncExitStack
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import msgspec
-import uvicorn
 import uvloop
 from sqlalchemy.exc import SQLAlchemyError
-from typing_extensions import override
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from billing.audit import AuditTrail
 from billing.backlog import Backlog
 from billing.books import BooksStaleError, NoBookError
 from billing.db.hot import DatabaseUnavailableError
+from billing.holds import GuardUnavailableError
 from billing.holds.redis import RedisHoldStore
 from billing.settlement.desk import Desk
 from billing.settlement.reconcile import Reconciler
 from billing.settlement.registry import AWAY
+from billing.settlement.service import end_tasks
 from llm_gateway import banner, clock, first_start
-from llm_gateway.api.litestar import ApiState, Dependency, ModelOffer, Surface, create_api
+from llm_gateway.api.litestar import (
+    ApiState,
+    Dependency,
+    ModelOffer,
+    OpsState,
+    Surface,
+    create_api,
+)
 from llm_gateway.app import build_first_start, build_gateway, redis_view, secrets_of
 from llm_gateway.credentials import CredentialsError
 from llm_gateway.data_lock import DataInUseError, DataLock
 from llm_gateway.front import Front, front_class
 from llm_gateway.gateway import HEARTBEAT_SECONDS
 from llm_gateway.logs import configure, writer_for_stderr
+from llm_gateway.neighbours import Meeting, Neighbours
+from llm_gateway.readiness import database_row, guard_rows, registry_rows
 from llm_gateway.secret import Secret
+from llm_gateway.servers import Served, close_all, make_server
 from llm_gateway.start import (
     StartError,
     check_providers,
@@ -47,9 +57,7 @@ from llm_gateway.supervisor import Link, Supervisor
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
-
-    from litestar import Litestar
+    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 
     from billing.settlement.registry import Pace
     from llm_gateway.app import Parts
@@ -59,11 +67,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 GARBAGE_OBJECTS: Final = 20_000  # made and not freed between two collections
-BACKLOG: Final = 2048  # connections that the kernel keeps until they are accepted
 TICK_SECONDS: Final = 1.0
 GAUGE_SECONDS: Final = 2.0
-KEEP_ALIVE_SECONDS: Final = 75  # an idle client connection is kept so long
-CLOSE_SECONDS: Final = 2.0  # at the end, for clients to read what was sent to them
+HELD_SECONDS: Final = 10.0
 # What a start may fail with once the settings are right: a dependency is away.
 _DEPENDENCY_AWAY: Final = (DatabaseUnavailableError, *AWAY)
 
@@ -95,14 +101,26 @@ def serve(config: Config, *, pace: Pace | None = None) -> int:
     return 0
 
 
+class Seat(msgspec.Struct, frozen=True):
+    """The place of one of several processes: the way to the supervisor, and to the others."""
+
+    link: Link
+    paths: Sequence[str]  # of the sockets of all, by number
+    own: socket.socket
+
+
 def _serve_several(config: Config, listeners: list[socket.socket], pace: Pace | None) -> int:
     """Processes that share the listening sockets; this one only looks after them."""
     credentials, notes = _run(_prepare(config, listeners))
+    meeting = Meeting(Path(config.server.data_dir), config.server.processes)
 
     def child(link: Link) -> int:
         try:
             token = credentials.admin_token
-            _run(_serve(config, listeners, pace=pace, link=link, admin_token=token))
+            seat = Seat(link, meeting.paths, meeting.take(link.number))
+            _run(_serve(config, listeners, pace=pace, seat=seat, admin_token=token))
+        except _StoppedError:
+            return 0
         except StartError as error:
             sys.stderr.write(f"llm-gateway: {error}\n")
             return 2
@@ -128,35 +146,43 @@ async def _serve(
     listeners: list[socket.socket],
     *,
     pace: Pace | None,
-    link: Link | None = None,
+    seat: Seat | None = None,
     admin_token: str = "",
 ) -> None:
     """Start everything in the order of dependence; the stack stops it in the opposite order.
 
-    `link`: to the supervisor, which has made the first start and the admin token.
+    `seat`: among several processes; their supervisor has made the first start and the admin token.
     """
     async with AsyncExitStack() as stack:
         log = writer_for_stderr(secrets_of(config))
         configure(log)
         logging.getLogger("uvicorn").setLevel(logging.WARNING)  # its starts and stops are ours
         stack.callback(log.close)
-        with _dependencies():
-            parts = await build_gateway(config, stack, log, pace=pace)
-            said = ""
-            if link is None:
+        said = ""
+        neighbours = None
+        if seat is None:
+            with _dependencies():
+                parts = await build_gateway(config, stack, log, pace=pace)
                 credentials, notes = await first_start.prepare(_first(parts), listeners)
                 admin_token = credentials.admin_token
                 said = banner.banner(config, credentials, notes=notes)
-            await parts.books.start()
+                await parts.books.start()
+            stop = _StopRequests(None)
+        else:
+            stop = _StopRequests(seat.link)  # the supervisor may go while this process starts
+            with _dependencies():
+                parts = await stop.unless(build_gateway(config, stack, log, pace=pace))
+                await stop.unless(parts.books.start())
+            neighbours = Neighbours(seat.paths, seat.link.number, parts.metrics)
+            await neighbours.listen(seat.own, stack)
         log.hide(admin_token)
-        stop = _StopRequests(link)
-        servers = _servers(parts, admin_token, listeners)
+        servers = _servers(parts, admin_token, listeners, neighbours)
         _quiet_collector()
         async with _running(parts, servers):
-            if link is None:
+            if seat is None:
                 print(said, flush=True)  # noqa: T201 - for people
             else:
-                link.tell_ready()
+                seat.link.tell_ready()
             await stop.first.wait()
             await _stop(parts, servers, stop)
 
@@ -200,6 +226,10 @@ def _first(parts: Parts) -> first_start.FirstStart:
 # -- when to stop ------------------------------------------------------------------------------
 
 
+class _StoppedError(Exception):
+    """A request to stop came before the start was over."""
+
+
 class _StopRequests:
     """The first SIGINT or SIGTERM asks for an orderly end, the second for a quick one.
 
@@ -216,6 +246,22 @@ class _StopRequests:
             loop.add_signal_handler(number, heard)
         if link is not None:
             link.listen(loop, on_stop=self.first.set, on_hurry=self._hurry)
+            if link.stop_asked:
+                self.first.set()
+
+    async def unless(self, work: Coroutine[object, object, T]) -> T:
+        """What `work` returns; a request to stop cancels it and raises _StoppedError."""
+        working = asyncio.create_task(work)
+        stopping = asyncio.create_task(self.first.wait())
+        await asyncio.wait([working, stopping], return_when=asyncio.FIRST_COMPLETED)
+        if self.first.is_set():
+            working.cancel()
+            await asyncio.wait([working])
+            if not working.cancelled():
+                working.exception()  # whatever it is, it is of no interest any more
+            raise _StoppedError
+        stopping.cancel()
+        return working.result()
 
     def _heard(self) -> None:
         (self.second if self.first.is_set() else self.first).set()
@@ -225,7 +271,7 @@ class _StopRequests:
         self.second.set()
 
 
-async def _stop(parts: Parts, servers: list[_Served], stop: _StopRequests) -> None:
+async def _stop(parts: Parts, servers: list[Served], stop: _StopRequests) -> None:
     """Accept no more, let calls end for `shutdown_seconds`, end the rest; their charges are durable."""
     parts.gateway.stopping = True
     for served in servers:
@@ -243,54 +289,24 @@ async def _stop(parts: Parts, servers: list[_Served], stop: _StopRequests) -> No
 # -- the servers -------------------------------------------------------------------------------
 
 
-class _Server(uvicorn.Server):
-    """uvicorn's server without its signal handlers: they end the process with the signal's status."""
-
-    @override
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
-class _Served(msgspec.Struct, frozen=True):
-    """A server and the socket it listens on."""
-
-    server: _Server
-    listener: socket.socket
-
-    async def run(self) -> None:
-        await self.server.serve(sockets=[self.listener])
-
-
-def _servers(parts: Parts, token: str, listeners: list[socket.socket]) -> list[_Served]:
+def _servers(
+    parts: Parts, token: str, listeners: list[socket.socket], neighbours: Neighbours | None
+) -> list[Served]:
     """The main server, with the calls; with `admin_host`, a second one for admin and metrics."""
     front = front_class(parts.gateway)
-    state = _api_state(parts, token)
+    state = _api_state(parts, token, neighbours)
     if len(listeners) == 1:
-        return [_Served(_server(create_api(state, Surface.ALL), front), listeners[0])]
+        return [Served(make_server(create_api(state, Surface.ALL), front), listeners[0])]
     return [
-        _Served(_server(create_api(state, Surface.PUBLIC), front), listeners[0]),
-        _Served(_server(create_api(state, Surface.OPERATIONS), "httptools"), listeners[1]),
+        Served(make_server(create_api(state, Surface.PUBLIC), front), listeners[0]),
+        Served(make_server(create_api(state, Surface.OPERATIONS)), listeners[1]),
     ]
 
 
-def _server(api: Litestar, protocol: type[Front] | str) -> _Server:
-    return _Server(
-        uvicorn.Config(
-            api,
-            http=protocol,
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            backlog=BACKLOG,
-            timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        )
-    )
+def _api_state(parts: Parts, token: str, neighbours: Neighbours | None) -> ApiState:
+    async def own_figures() -> str:
+        return parts.metrics.render()
 
-
-def _api_state(parts: Parts, token: str) -> ApiState:
     view = redis_view(parts.config, parts.holds, parts.database)
     return ApiState(
         database=parts.database,
@@ -317,8 +333,10 @@ def _api_state(parts: Parts, token: str) -> ApiState:
         now_ms=clock.now_ms,
         new_event_id=clock.new_event_id,
         offers=lambda: _offers(parts.config),
-        metrics=lambda: parts.metrics.render(),
-        readiness=lambda: _readiness(parts),
+        ops=OpsState(
+            metrics=neighbours.render if neighbours is not None else own_figures,
+            readiness=lambda: _readiness(parts),
+        ),
     )
 
 
@@ -337,11 +355,6 @@ def _offers(config: Config) -> list[ModelOffer]:
 async def _readiness(parts: Parts) -> list[Dependency]:
     """One row a dependency: whether calls can be taken now."""
     try:
-        await parts.hot.ping()
-        database = Dependency(name="database", up=True)
-    except DatabaseUnavailableError:
-        database = Dependency(name="database", up=False, detail="it takes no writes")
-    try:
         version, _ = parts.books.current(clock.now_ms())
         prices = Dependency(name="prices", up=True, detail=f"book {version}")
     except (BooksStaleError, NoBookError):
@@ -354,26 +367,12 @@ async def _readiness(parts: Parts) -> list[Dependency]:
     )
     running = not parts.gateway.stopping
     process = Dependency(name="process", up=running, detail="" if running else "shutting down")
-    return [database, prices, spool, *_guard_row(parts), *_registry_row(parts), process]
-
-
-def _guard_row(parts: Parts) -> list[Dependency]:
-    if not isinstance(parts.holds, RedisHoldStore):
-        return []  # the database's row
-    problem = parts.holds.problem
-    return [Dependency(name="redis", up=problem is None, detail=problem or "")]
-
-
-def _registry_row(parts: Parts) -> list[Dependency]:
-    if parts.registration is None:
-        return []
-    alive = parts.registration.alive
-    detail = "" if alive else "it could not be told that this process lives"
-    return [Dependency(name="registry", up=alive, detail=detail)]
+    guard, registry = guard_rows(parts.holds), registry_rows(parts.registration)
+    return [await database_row(parts.hot), prices, spool, *guard, *registry, process]
 
 
 @contextlib.asynccontextmanager
-async def _running(parts: Parts, servers: list[_Served]) -> AsyncIterator[None]:
+async def _running(parts: Parts, servers: list[Served]) -> AsyncIterator[None]:
     """The servers, the ledger worker and the ticks; ends them all, whatever happens."""
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(served.run(), name="server") for served in servers]
@@ -383,34 +382,22 @@ async def _running(parts: Parts, servers: list[_Served]) -> AsyncIterator[None]:
             group.create_task(_every(HEARTBEAT_SECONDS, parts.gateway.heartbeat)),
             group.create_task(_every(TICK_SECONDS, partial(_tick, parts, servers))),
             group.create_task(_every(GAUGE_SECONDS, partial(_update_gauges, parts))),
+            group.create_task(_every(HELD_SECONDS, partial(_update_held, parts))),
             *(group.create_task(chore.run()) for chore in parts.chores),
         ]
         try:
             await _started(servers)
             yield
         finally:
-            for served in servers:
-                served.server.should_exit = True
-            await asyncio.wait(tasks, timeout=CLOSE_SECONDS)
-            for served in servers:
-                _abort_connections(served)
-            await asyncio.wait(tasks)
-            for tick in ticks:
-                tick.cancel()
+            await close_all(servers, tasks)
+            await end_tasks(ticks)
             for each in settling:
                 each.stop()
             if services:
                 await asyncio.wait(services)
 
 
-def _abort_connections(served: _Served) -> None:
-    """Close what is left: closing in order waits for clients that do not read, for ever if need be."""
-    for connection in list(served.server.server_state.connections):
-        if isinstance(connection, HttpToolsProtocol):
-            connection.transport.abort()
-
-
-async def _started(servers: list[_Served]) -> None:
+async def _started(servers: list[Served]) -> None:
     # uvicorn tells nobody when it listens.
     while not all(served.server.started for served in servers):  # noqa: ASYNC110
         await asyncio.sleep(0)
@@ -425,7 +412,7 @@ async def _every(seconds: float, act: Callable[[], Awaitable[None]]) -> None:
             _log.exception("a periodic task failed; it is tried again")
 
 
-async def _tick(parts: Parts, servers: list[_Served]) -> None:
+async def _tick(parts: Parts, servers: list[Served]) -> None:
     """Once a second: newer prices, calls and clients that take too long, gauges."""
     parts.gateway.end_overdue()
     for served in servers:
@@ -441,6 +428,20 @@ async def _tick(parts: Parts, servers: list[_Served]) -> None:
 
 async def _update_gauges(parts: Parts) -> None:
     try:
-        parts.gateway.update_gauges(await Backlog(parts.database).figures())
+        figures = await Backlog(parts.database).figures()
+        if isinstance(parts.holds, RedisHoldStore):  # the database knows nothing of them
+            figures = msgspec.structs.replace(figures, held=parts.metrics.held_micro_credits)
+        parts.gateway.update_gauges(figures)
     except SQLAlchemyError as error:
         _log.warning("the figures of /metrics could not be read: %s", type(error).__name__)
+
+
+async def _update_held(parts: Parts) -> None:
+    """What Redis holds, for /metrics: a walk over all accounts that hold something."""
+    view = redis_view(parts.config, parts.holds, parts.database)
+    if view is None:
+        return
+    try:
+        parts.metrics.held_micro_credits = await view.held()
+    except GuardUnavailableError as error:
+        _log.warning("the held credit of /metrics could not be read: %s", error)

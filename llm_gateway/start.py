@@ -4,6 +4,7 @@ import socket
 from pathlib import Path
 
 from billing.db import migrate
+from billing.db.pooler import pooling
 from llm_gateway.config import Config
 
 
@@ -11,8 +12,10 @@ class StartError(Exception):
     """A process cannot start; the message is one line that says what to do."""
 
 
-def listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int, *, choose: str = "--port or [server] port") -> socket.socket:
     """A bound socket, so that a port in use is found before any data is touched.
+
+    `choose`: what may name another address.
 
     uvicorn listens on it once everything is ready: until then clients are refused, not kept waiting.
     """
@@ -25,7 +28,7 @@ def listen(host: str, port: int) -> socket.socket:
         listener.close()
         why = error.strerror or str(error)
         raise StartError(
-            f"cannot listen on {host}:{port} ({why}): choose another with --port or [server] port"
+            f"cannot listen on {host}:{port} ({why}): choose another with {choose}"
         ) from error
     listener.setblocking(False)
     return listener
@@ -60,7 +63,14 @@ def check_schema(config: Config) -> None:
         _migrate(config)
         return
     try:
+        if shows := pooling(config.database.url):
+            raise StartError(  # noqa: TRY301 - here the database answers
+                f"the database {config.database.shown} is behind a connection pooler ({shows}): "
+                "name the PostgreSQL server itself, the gateway pools by itself"
+            )
         schema, wanted = migrate.current(config.database.url), migrate.head()
+    except StartError:
+        raise
     except Exception as error:
         raise StartError(
             f"the database {config.database.shown} cannot be reached ({_first_line(error)})"

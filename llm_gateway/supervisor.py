@@ -15,6 +15,7 @@ import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Final
 
 READY: Final = b"r"
@@ -30,8 +31,10 @@ _FAULT: Final = 70  # EX_SOFTWARE of sysexits.h
 class Link:
     """The child's end of the link to its supervisor."""
 
-    def __init__(self, end: socket.socket) -> None:
+    def __init__(self, end: socket.socket, number: int = 0) -> None:
         self._end = end
+        self.number = number  # from 0; whoever takes a dead child's place has its number
+        self.stop_asked = False  # a signal came before there was a loop to hear it
 
     def tell_ready(self) -> None:
         """Calls can be taken."""
@@ -45,10 +48,17 @@ class Link:
         on_stop: Callable[[], None],
         on_hurry: Callable[[], None],
     ) -> None:
-        """Be told from now on what the supervisor wants; its end asks to stop."""
+        """Be told from now on what the supervisor wants, or has said before; its end asks to stop."""
 
         def heard() -> None:
-            said = self._end.recv(16)
+            try:
+                said = self._end.recv(16)
+            except BlockingIOError:
+                return
+            except OSError:
+                # It was killed before it had read that this process is ready: the link is not ended
+                # but broken (ECONNRESET), and no loop tells of that a second time.
+                said = b""
             if HURRY in said:
                 on_hurry()
             else:
@@ -59,12 +69,17 @@ class Link:
         loop.add_reader(self._end, heard)
 
 
+def _ask(link: Link, _number: int, _frame: object) -> None:
+    link.stop_asked = True
+
+
 class _Child:
     """A child process as the parent sees it."""
 
-    def __init__(self, pid: int, end: socket.socket) -> None:
+    def __init__(self, pid: int, end: socket.socket, number: int) -> None:
         self.pid = pid
         self.end = end
+        self.number = number
         self.started = time.monotonic()
         self.ready = False
 
@@ -99,7 +114,7 @@ class Supervisor:
         self._on_stop = on_stop
         self._selector = selectors.DefaultSelector()
         self._children: dict[int, _Child] = {}
-        self._restarts: list[float] = []  # when to start another (monotonic)
+        self._restarts: list[tuple[float, int]] = []  # when to start which again (monotonic)
         self._pause = RESTART_SECONDS_MIN
         self._was_ready = False
         self._stops = 0  # how often it was asked to stop
@@ -113,18 +128,18 @@ class Supervisor:
             end.setblocking(False)
         signal.set_wakeup_fd(wake.fileno())
         former = {
-            number: signal.signal(number, self._heard) for number in (signal.SIGINT, signal.SIGTERM)
+            asked: signal.signal(asked, self._heard) for asked in (signal.SIGINT, signal.SIGTERM)
         }
         self._selector.register(woken, selectors.EVENT_READ)
         try:
-            for _ in range(self._count):
-                self._start()
+            for number in range(self._count):
+                self._start(number)
             while self._children or self._restarts:
                 self._turn(woken)
         finally:
             signal.set_wakeup_fd(-1)
-            for number, handler in former.items():
-                signal.signal(number, handler)
+            for asked, handler in former.items():
+                signal.signal(asked, handler)
             self._selector.close()
             woken.close()
             wake.close()
@@ -155,31 +170,32 @@ class Supervisor:
 
     # -- children ----------------------------------------------------------------------------
 
-    def _start(self) -> None:
+    def _start(self, number: int) -> None:
         ours, theirs = socket.socketpair()
         sys.stdout.flush()
         sys.stderr.flush()
         pid = os.fork()
         if pid == 0:
-            self._be_child(ours, theirs)
+            self._be_child(ours, theirs, number)
         theirs.close()
-        child = self._children[pid] = _Child(pid, ours)
+        child = self._children[pid] = _Child(pid, ours, number)
         self._selector.register(ours, selectors.EVENT_READ, child)
         if self._stops:
             child.tell(STOP)
 
-    def _be_child(self, ours: socket.socket, theirs: socket.socket) -> None:
+    def _be_child(self, ours: socket.socket, theirs: socket.socket, number: int) -> None:
         """Never returns. What is the parent's is closed: a link must end with the parent."""
         status = _FAULT
         try:
             signal.set_wakeup_fd(-1)
-            for number in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(number, signal.SIG_DFL)
+            link = Link(theirs, number)
+            for asked in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(asked, partial(_ask, link))
             ours.close()
             for sibling in self._children.values():
                 sibling.end.close()
             self._selector.close()
-            status = self._run_child(Link(theirs))
+            status = self._run_child(link)
         except BaseException:  # noqa: BLE001 - a child must not go on as its parent
             traceback.print_exc()
         finally:
@@ -219,9 +235,9 @@ class Supervisor:
         now = time.monotonic()
         if now - child.started >= STEADY_SECONDS:
             self._pause = RESTART_SECONDS_MIN
-            self._restarts.append(now)
+            self._restarts.append((now, child.number))
         else:
-            self._restarts.append(now + self._pause)
+            self._restarts.append((now + self._pause, child.number))
             self._pause = min(2 * self._pause, RESTART_SECONDS_MAX)
         how = f"was killed by signal {-status}" if status < 0 else f"ended with {status}"
         sys.stderr.write(f"llm-gateway: process {child.pid} {how}; another takes its place\n")
@@ -230,10 +246,11 @@ class Supervisor:
     def _next_restart(self) -> float | None:
         if not self._restarts:
             return None
-        return max(0.0, min(self._restarts) - time.monotonic())
+        return max(0.0, min(self._restarts)[0] - time.monotonic())
 
     def _start_again(self) -> None:
-        due = [at for at in self._restarts if at <= time.monotonic()]
-        for at in due:
-            self._restarts.remove(at)
-            self._start()
+        now = time.monotonic()
+        due = [number for at, number in self._restarts if at <= now]
+        self._restarts = [(at, number) for at, number in self._restarts if at > now]
+        for number in due:
+            self._start(number)

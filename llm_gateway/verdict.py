@@ -13,6 +13,7 @@
 
 from collections.abc import Callable
 from enum import StrEnum
+from functools import partial
 from typing import Literal
 
 import msgspec
@@ -21,7 +22,7 @@ from billing.events import UsageQuality, UsageSource
 from billing.ledger import AMOUNT_MAX
 from llm_gateway.tokens import Count
 from pricing_rules.book import Rule
-from pricing_rules.price import price
+from pricing_rules.price import PLAIN, Factors, price
 from pricing_rules.usage import Implausible, ReportedUsage, Usage, normalise
 
 SUSPICIOUS_FACTOR = 2  # a cost over this many times the hold, and what was seen, is not believed
@@ -77,19 +78,22 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     cancelled: bool = False
 
 
-def judge(
+def judge(  # noqa: PLR0913 - what a charge depends on
     answer: Answer,
     *,
     rule: Rule,
     grant: int,
     count_input: Callable[[], Count],
     policy: Policy,
+    factors: Factors = PLAIN,
     lent: int = 0,
 ) -> Verdict:
     """The charge for an answer. `grant`: micro-credits held; `count_input`: our count of the input.
 
-    `lent`: micro-credits by which the scene let the answer go beyond its hold.
+    `lent`: micro-credits by which the scene let the answer go beyond its hold. `factors`: what the
+    quote fixed beside the rule.
     """
+    cost = partial(price, rule, factors=factors)
     most = grant + lent
     reason = "" if answer.ending is Ending.WHOLE else str(answer.ending)
     if answer.reported is not None:
@@ -98,28 +102,28 @@ def judge(
         whole = answer.ending is Ending.WHOLE
         cap = AMOUNT_MAX
         if not whole and isinstance(usage, Usage) and (missing := _missing_output(answer, usage)):
-            cap = max(most, price(rule, usage))  # what we count ourselves stays within the hold
+            cap = max(most, cost(usage))  # what we count ourselves stays within the hold
             usage = msgspec.structs.replace(usage, output=usage.output + missing)
             source = count_input().source
-        doubt = _doubt(answer, usage, rule, grant, count_input)
+        doubt = _doubt(answer, usage, cost, grant, count_input)
         if not doubt and isinstance(usage, Usage):
             return Verdict(
                 usage=usage,
                 quality=UsageQuality.EXACT if whole else UsageQuality.PARTIAL,
                 source=source,
-                amount=min(price(rule, usage), cap),
+                amount=min(cost(usage), cap),
                 raw_usage=answer.raw_usage,
                 reason=reason,
             )
-        verdict = _estimate(answer, rule, most, count_input, UsageQuality.SUSPICIOUS, doubt)
+        verdict = _estimate(answer, cost, most, count_input, UsageQuality.SUSPICIOUS, doubt)
         return msgspec.structs.replace(verdict, raw_usage=answer.raw_usage)
     if answer.ending is not Ending.WHOLE:
-        return _estimate(answer, rule, most, count_input, UsageQuality.PARTIAL, reason)
+        return _estimate(answer, cost, most, count_input, UsageQuality.PARTIAL, reason)
     if not answer.has_content:
         if policy.empty_answer == "free":
             return nothing("empty")
-        return _estimate(answer, rule, most, count_input, UsageQuality.ESTIMATED, "empty")
-    verdict = _estimate(answer, rule, most, count_input, UsageQuality.ESTIMATED, "no_usage")
+        return _estimate(answer, cost, most, count_input, UsageQuality.ESTIMATED, "empty")
+    verdict = _estimate(answer, cost, most, count_input, UsageQuality.ESTIMATED, "no_usage")
     if policy.no_usage == "ceiling":
         return msgspec.structs.replace(
             verdict, quality=UsageQuality.MISSING, source=UsageSource.HOLD, amount=grant
@@ -153,7 +157,7 @@ def _missing_output(answer: Answer, usage: Usage) -> int:
 def _doubt(
     answer: Answer,
     usage: Usage | Implausible,
-    rule: Rule,
+    cost: Callable[[Usage], int],
     grant: int,
     count_input: Callable[[], Count],
 ) -> str:
@@ -164,18 +168,18 @@ def _doubt(
         return "all counts are 0 on an answer with content"
     if answer.has_content and not usage.total_output:
         return "no output is reported of an answer with content"
-    cost = price(rule, usage)
-    if cost > SUSPICIOUS_FACTOR * grant:
+    told = cost(usage)
+    if told > SUSPICIOUS_FACTOR * grant:
         # A hold can also be too small: if what we saw pass costs about as much, it is no mistake.
         seen = Usage(input=count_input().tokens, output=answer.delivered())
-        if cost > SUSPICIOUS_FACTOR * price(rule, seen):
+        if told > SUSPICIOUS_FACTOR * cost(seen):
             return f"it costs over {SUSPICIOUS_FACTOR} times the hold"
     return ""
 
 
 def _estimate(
     answer: Answer,
-    rule: Rule,
+    cost: Callable[[Usage], int],
     most: int,
     count_input: Callable[[], Count],
     quality: UsageQuality,
@@ -188,6 +192,6 @@ def _estimate(
         usage=usage,
         quality=quality,
         source=count.source,
-        amount=min(price(rule, usage), most),
+        amount=min(cost(usage), most),
         reason=reason,
     )

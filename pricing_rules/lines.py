@@ -1,11 +1,11 @@
-"""On which line each key of a TOML text stands, which tomllib does not tell. Pure."""
+"""Where each key of a TOML text stands, which tomllib does not tell. Pure."""
 
 import re
 import tomllib
-from collections.abc import Iterator
+from bisect import bisect_right
 from typing import Final
 
-# ("rule", 2, "input") is the key `input` of the third [[rule]].
+# ("rule", 2, "tiers", 0, "input") is the key `input` of the first tier of the third [[rule]].
 Path = tuple[str | int, ...]
 
 # Strings come first, so that a "#" or a bracket inside one is not taken for itself. A multi-line
@@ -21,101 +21,157 @@ _PIECE: Final = re.compile(
 )
 
 
+class Spot(tuple[int, int]):
+    """Line and column of a text, both counted from 1; (0, 0) for nowhere."""
+
+    __slots__ = ()
+
+    @property
+    def line(self) -> int:
+        return self[0]
+
+    @property
+    def column(self) -> int:
+        return self[1]
+
+
+NOWHERE: Final = Spot((0, 0))
+
+
 class Lines:
-    """Where the tables and keys of one document are; `text` must be TOML that tomllib accepts."""
+    """Where the tables and keys of one document are; `text` must be TOML that tomllib accepts.
+
+    The text is gone through when it is first asked about: most books have nothing wrong with them.
+    """
 
     def __init__(self, text: str) -> None:
-        self._found: dict[Path, int] = {}
-        self._headers: dict[tuple[str, int, str], int] = {}
-        self._arrays: dict[str, int] = {}  # entries seen so far of each top-level array of tables
-        table: Path = ()
-        for keys, line, is_array, is_header in _statements(text):
-            if is_header:
-                table = self._place(keys, line, is_array=is_array)
-            else:
-                self._note((*table, *keys) if table else self._absolute(keys), line)
+        self._text = text
+        self._starts: list[int] = []
+        self._offsets: dict[Path, int] | None = None
 
     def of(self, *path: str | int) -> int:
         """The line of a key, counted from 1; of what contains it if it has none; else 0."""
+        return self.spot(*path).line
+
+    def spot(self, *path: str | int) -> Spot:
+        """Line and column of a key; of what contains it if it has none."""
+        if self._offsets is None:
+            self._offsets = _Scan(self._text).offsets
+            self._starts = [0, *(match.end() for match in re.finditer("\n", self._text))]
         for length in range(len(path), 0, -1):
-            line = self._found.get(path[:length])
-            if line is not None:
-                return line
-        return 0
-
-    def below(self, array: str, header: int, key: str) -> int:
-        """The line of a key in the entry of an array of tables whose header is at a line."""
-        return self._headers.get((array, header, key), header)
-
-    def _place(self, keys: tuple[str, ...], line: int, *, is_array: bool) -> Path:
-        if is_array and len(keys) == 1:
-            self._arrays[keys[0]] = self._arrays.get(keys[0], -1) + 1
-        path = self._absolute(keys)
-        self._note(path, line)
-        return path
-
-    def _absolute(self, keys: tuple[str, ...]) -> Path:
-        """A path from the top, with the number of the array's latest entry where there is one."""
-        entry = self._arrays.get(keys[0])
-        return keys if entry is None else (keys[0], entry, *keys[1:])
-
-    def _note(self, path: Path, line: int) -> None:
-        for length in range(1, len(path) + 1):
-            self._found.setdefault(path[:length], line)
-        match path:
-            case (str(array), int(), str(key), *_):
-                self._headers.setdefault((array, self._found[path[:2]], key), line)
-            case _:
-                pass  # a header, or a key outside of an array of tables
+            offset = self._offsets.get(path[:length])
+            if offset is not None:
+                line = bisect_right(self._starts, offset)
+                return Spot((line, offset - self._starts[line - 1] + 1))
+        return NOWHERE
 
 
-def _statements(text: str) -> Iterator[tuple[tuple[str, ...], int, bool, bool]]:
-    """Each header and each assignment: its key's parts, its line, is it [[..]], is it a header."""
-    pieces = _pieces(text)
-    for piece, line in pieces:
-        if piece == "\n":
-            continue
-        if piece != "[":
-            yield _key(piece, pieces, "="), line, False, False
-            _skip_value(pieces)
-            continue
-        first, _ = next(pieces)
+class _Scan:
+    """One walk over the pieces of a document, noting where each path begins."""
+
+    def __init__(self, text: str) -> None:
+        self.offsets: dict[Path, int] = {}
+        self._arrays: dict[Path, int] = {}  # the latest entry of each array of tables
+        self._pieces = _PIECE.finditer(text)
+        table: Path = ()
+        for found in self._pieces:
+            piece = found[0]
+            if piece == "\n" or piece[0] == "#":
+                continue
+            if piece == "[":
+                table = self._header(found.start())
+            else:
+                path = self._absolute(table, self._key(piece, "="))
+                self._note(path, found.start())
+                self._value(path)
+
+    def _header(self, offset: int) -> Path:
+        first = next(self._pieces)[0]
         is_array = first == "["
         if is_array:
-            first, _ = next(pieces)
-        yield _key(first, pieces, "]"), line, is_array, True
-        _skip_value(pieces, depth=1 if is_array else 0)
+            first = next(self._pieces)[0]
+        keys = self._key(first, "]")
+        if is_array:
+            parent = self._absolute((), keys[:-1])
+            path: Path = (*parent, keys[-1])
+            self._arrays[path] = self._arrays.get(path, -1) + 1
+            self._note(path, offset)
+            path = (*path, self._arrays[path])
+        else:
+            path = self._absolute((), keys)
+        self._note(path, offset)
+        for found in self._pieces:
+            if found[0] == "\n":
+                break
+        return path
+
+    def _absolute(self, table: Path, keys: tuple[str, ...]) -> Path:
+        """A path from the top, with the number of the latest entry of each array on its way."""
+        path = table
+        for key in keys:
+            path = (*path, key)
+            entry = self._arrays.get(path)
+            if entry is not None:
+                path = (*path, entry)
+        return path
+
+    def _note(self, path: Path, offset: int) -> None:
+        for length in range(len(path), 0, -1):
+            if path[:length] in self.offsets:
+                break
+            self.offsets[path[:length]] = offset
+
+    def _key(self, first: str, end: str) -> tuple[str, ...]:
+        """The parts of a bare, quoted or dotted key, up to and with the piece that ends it."""
+        parts = [_plain(first)]
+        for found in self._pieces:
+            if found[0] == end:
+                break
+            if found[0] != ".":
+                parts.append(_plain(found[0]))
+        return tuple(parts)
+
+    def _value(self, path: Path) -> None:
+        """Read to the end of a value, noting the keys of the tables in it."""
+        opened: list[_Open] = []
+        for found in self._pieces:
+            piece = found[0]
+            if piece == "\n":
+                if not opened:
+                    return
+            elif piece in "[{":
+                if opened and opened[-1].entry >= 0:
+                    path = (*opened[-1].path, opened[-1].entry)
+                    self._note(path, found.start())
+                opened.append(_Open(path, 0 if piece == "[" else -1))
+            elif piece in "]}":
+                opened.pop()
+            elif piece == "," and opened:
+                opened[-1].next()
+            elif opened and opened[-1].awaits_key and piece[0] != "#":
+                opened[-1].awaits_key = False
+                path = (*opened[-1].path, *self._key(piece, "="))
+                self._note(path, found.start())
 
 
-def _pieces(text: str) -> Iterator[tuple[str, int]]:
-    line = 1
-    for match in _PIECE.finditer(text):
-        piece = match[0]
-        if not piece.startswith("#"):
-            yield piece, line
-        line += piece.count("\n")
+class _Open:
+    """An array or inline table that is not closed yet."""
 
+    __slots__ = ("awaits_key", "entry", "path")
 
-def _key(first: str, pieces: Iterator[tuple[str, int]], end: str) -> tuple[str, ...]:
-    """The parts of a bare, quoted or dotted key, up to and with the piece that ends it."""
-    parts = [_plain(first)]
-    while (piece := next(pieces)[0]) != end:
-        if piece != ".":
-            parts.append(_plain(piece))
-    return tuple(parts)
+    def __init__(self, path: Path, entry: int) -> None:
+        self.path = path
+        self.entry = entry  # the number of the present one; -1 in a table
+        self.awaits_key = entry < 0
+
+    def next(self) -> None:
+        """Behind a comma."""
+        if self.entry < 0:
+            self.awaits_key = True
+        else:
+            self.entry += 1
 
 
 def _plain(part: str) -> str:
     """A part of a key without its quotes and escapes."""
     return next(iter(tomllib.loads(f"{part} = 0"))) if part[0] in "\"'" else part
-
-
-def _skip_value(pieces: Iterator[tuple[str, int]], depth: int = 0) -> None:
-    """Read on to the end of a statement; an array may go over several lines."""
-    for piece, _ in pieces:
-        if piece in "[{":
-            depth += 1
-        elif piece in "]}":
-            depth -= 1
-        elif piece == "\n" and depth <= 0:
-            return

@@ -1,5 +1,6 @@
 """Which rule prices a call: scene x provider x model, highest priority, then narrowest. Pure."""
 
+from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Final
 
@@ -7,15 +8,13 @@ import msgspec
 
 from pricing_rules import globs
 from pricing_rules.book import Book, Rule
+from pricing_rules.index import rank
 
 # The model is the client's text: longer ones match no rule and must not fill the cache.
 TEXT_CHARACTERS_MAX: Final = 256
 _CALLS_CACHED_MAX: Final = 4096
-_BOOKS_CACHED_MAX: Final = 8
 
 _FIELDS: Final = ("scene", "provider", "model")
-# Priority, then specificity of scene, provider and model: the greater rank wins.
-_Rank = tuple[int, int, int, int]
 
 
 class Candidate(msgspec.Struct, frozen=True, kw_only=True):
@@ -26,80 +25,59 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     why: str
 
 
-def match(book: Book, scene: str, provider: str, model: str) -> Rule | None:
-    """The rule that prices the call, or None: then nothing does, which is not free."""
+def match(book: Book, scene: str, provider: str, model: str, at: int | None = None) -> Rule | None:
+    """The rule that prices the call, or None: then nothing does, which is not free.
+
+    `at`: when the call was admitted, milliseconds since the epoch. None leaves out all rules that
+    hold only for some time.
+    """
     if len(model) + len(scene) + len(provider) > TEXT_CHARACTERS_MAX:
         return None
-    return _match(book, scene, provider, model)
+    for rule in _ranked(book, scene, provider, model):
+        if (rule.valid_from is None and rule.valid_until is None) or holds(rule, at):
+            return rule
+    return None
 
 
-def explain(book: Book, scene: str, provider: str, model: str) -> list[Candidate]:
+def holds(rule: Rule, at: int | None) -> bool:
+    """Whether a moment (milliseconds since the epoch) is in the rule's window, [from, until)."""
+    if rule.valid_from is None and rule.valid_until is None:
+        return True
+    if at is None:
+        return False
+    if rule.valid_from is not None and at < rule.valid_from:
+        return False
+    return rule.valid_until is None or at < rule.valid_until
+
+
+def explain(
+    book: Book, scene: str, provider: str, model: str, at: int | None = None
+) -> list[Candidate]:
     """The winner first, then each rule that matches or misses in one field, and why it lost."""
-    winner = match(book, scene, provider, model)
+    winner = match(book, scene, provider, model, at)
     candidates: list[Candidate] = []
-    for rule in sorted(book.rules, key=_rank, reverse=True):
+    for rule in sorted(book.rules, key=rank, reverse=True):
         if rule is winner:
             candidates.insert(0, Candidate(rule=rule, won=True, why=_why_won(rule)))
             continue
-        why = _why_lost(rule, winner, scene=scene, provider=provider, model=model)
+        why = _why_lost(rule, winner, (scene, provider, model), at)
         if why:
             candidates.append(Candidate(rule=rule, won=False, why=why))
     return candidates
 
 
 @lru_cache(maxsize=_CALLS_CACHED_MAX)
-def _match(book: Book, scene: str, provider: str, model: str) -> Rule | None:
-    index = _index(book)
-    named = index.exact.get(model, ())
-    found = _first(named, scene, provider)
-    for rank, rule in index.globs:
-        if found is not None and found[0] > rank:
+def _ranked(book: Book, scene: str, provider: str, model: str) -> tuple[Rule, ...]:
+    """All active rules that match, the best first, up to the first that always holds."""
+    found = book.index.matching((scene, provider, model))
+    if len(found) > 1:
+        found.sort(key=lambda entry: entry.rank, reverse=True)
+    rules: list[Rule] = []
+    for entry in found:
+        rules.append(entry.rule)
+        if entry.rule.valid_from is None and entry.rule.valid_until is None:
             break
-        if globs.matches(rule.model, model) and _fits(rule, scene, provider):
-            return rule
-    return found[1] if found is not None else None
-
-
-class _Index(msgspec.Struct, frozen=True):
-    """The active rules in order of rank, those with an exact model by that model."""
-
-    exact: dict[str, list[tuple[_Rank, Rule]]]
-    globs: list[tuple[_Rank, Rule]]
-
-
-@lru_cache(maxsize=_BOOKS_CACHED_MAX)
-def _index(book: Book) -> _Index:
-    index = _Index({}, [])
-    for rule in sorted(book.rules, key=_rank, reverse=True):
-        if rule.status != "active":
-            continue
-        if globs.is_exact(rule.model):
-            index.exact.setdefault(rule.model, []).append((_rank(rule), rule))
-        else:
-            index.globs.append((_rank(rule), rule))
-    return index
-
-
-def _rank(rule: Rule) -> _Rank:
-    return (
-        rule.priority,
-        globs.specificity(rule.scene),
-        globs.specificity(rule.provider),
-        globs.specificity(rule.model),
-    )
-
-
-def _first(
-    ranked: list[tuple[_Rank, Rule]] | tuple[()], scene: str, provider: str
-) -> tuple[_Rank, Rule] | None:
-    for rank, rule in ranked:
-        if _fits(rule, scene, provider):
-            return rank, rule
-    return None
-
-
-def _fits(rule: Rule, scene: str, provider: str) -> bool:
-    return globs.matches(rule.scene, scene) and globs.matches(rule.provider, provider)
+    return tuple(rules)
 
 
 def _why_won(rule: Rule) -> str:
@@ -107,17 +85,22 @@ def _why_won(rule: Rule) -> str:
     return f"matches by {patterns}; priority {rule.priority}"
 
 
-def _why_lost(rule: Rule, winner: Rule | None, *, scene: str, provider: str, model: str) -> str:
+def _why_lost(rule: Rule, winner: Rule | None, texts: tuple[str, str, str], at: int | None) -> str:
     """Empty for a rule that has nothing to do with the call."""
-    asked = {"scene": scene, "provider": provider, "model": model}
-    missed = [field for field in _FIELDS if not globs.matches(getattr(rule, field), asked[field])]
+    missed = [
+        (field, text)
+        for field, text in zip(_FIELDS, texts, strict=True)
+        if not globs.matches(getattr(rule, field), text)
+    ]
     if len(missed) > 1:
         return ""
     if missed:
-        field = missed[0]
-        return f"its {field} {getattr(rule, field)!r} does not match {asked[field]!r}"
+        field, text = missed[0]
+        return f"its {field} {getattr(rule, field)!r} does not match {text!r}"
     if rule.status != "active":
         return "it is disabled"
+    if not holds(rule, at):
+        return _why_not_held(rule, at)
     if winner is None:
         return f"the call's texts are longer than {TEXT_CHARACTERS_MAX} characters"
     if rule.priority != winner.priority:
@@ -129,3 +112,19 @@ def _why_lost(rule: Rule, winner: Rule | None, *, scene: str, provider: str, mod
         if globs.specificity(getattr(rule, field)) != globs.specificity(getattr(winner, field))
     )
     return f"its {field} {getattr(rule, field)!r} is wider than {getattr(winner, field)!r}"
+
+
+def _why_not_held(rule: Rule, at: int | None) -> str:
+    if at is None:
+        return "it holds only for some time, and it was not said when the call was"
+    if rule.valid_from is not None and at < rule.valid_from:
+        return f"it holds only from {show_moment(rule.valid_from)} on"
+    assert rule.valid_until is not None
+    return f"it held only until {show_moment(rule.valid_until)}"
+
+
+def show_moment(at: int) -> str:
+    """Milliseconds since the epoch as RFC 3339 in UTC, with no more digits than it takes."""
+    moment = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=at)
+    text = moment.isoformat(timespec="milliseconds" if at % 1000 else "seconds")
+    return text.replace("+00:00", "Z")

@@ -44,6 +44,18 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return self.total_input + self.total_output
 
 
+class Units(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What one call used beside tokens; each has a price of its own in a rule, or costs nothing."""
+
+    images: int = 0
+    seconds: int = 0  # begun seconds of audio or video
+    characters: int = 0
+    searches: int = 0
+
+
+NO_UNITS: Final = Units()
+
+
 class ReportedUsage(msgspec.Struct, frozen=True, kw_only=True):
     """Token counts as an OpenAI-shaped provider reports them; None is a count it left out.
 

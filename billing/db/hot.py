@@ -63,6 +63,10 @@ class HotDatabase(Protocol):
         """Note that nothing is charged and drop the hold; EventConflictError after a charge."""
         ...
 
+    def release(self, hold_id: str) -> Future[None]:
+        """Drop a hold that is no call's, noting nothing."""
+        ...
+
     def record(self, finish: Finish) -> Future[None]:
         """Write usage and outbox row of a charge; EventConflictError if they say something else."""
         ...

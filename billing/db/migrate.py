@@ -26,11 +26,11 @@ def scripts() -> Path:
     return installed if installed.is_dir() else package.parent / "migrations"
 
 
-def upgrade(url: str) -> None:
-    """Run every migration that the database lacks; makes the directory of a SQLite file."""
+def upgrade(url: str, revision: str = "head") -> None:
+    """Run every migration up to `revision` that the database lacks; makes a SQLite file's directory."""
     if path := sqlite_path(url):
         path.parent.mkdir(parents=True, exist_ok=True)
-    command.upgrade(_config(url), "head")
+    command.upgrade(_config(url), revision)
 
 
 def downgrade(url: str, revision: str) -> None:

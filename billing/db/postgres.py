@@ -2,7 +2,8 @@
 
 What is asked while a lane's transaction runs gathers, and goes together into the next: a group
 commit without a timer. Holds, charges and settlement have lanes of their own, so that a long batch
-of the ledger holds up no call. Any number of processes may do so on one database.
+of the ledger holds up no call; half of such a batch may go over a fourth connection, beside the
+other. Any number of processes may do so on one database.
 """
 
 import asyncio
@@ -35,6 +36,7 @@ WATCH_SECONDS: Final = 0.25
 RACES_MAX: Final = 5
 ATTEMPTS_ALONE: Final = 3  # a row claimed so often in vain is posted by itself
 ATTEMPTS_MAX: Final = 6  # and then set aside: it ends whoever tries
+HALF_MIN: Final = 100  # rows for which a second transaction beside the first pays
 DOUBT_SECONDS: Final = 10.0  # later than any statement of a lost connection can still run
 
 T = TypeVar("T")
@@ -234,6 +236,8 @@ class PostgresHotDatabase:
         self._charges = _Lane(url, "charges", self._charge_turn, self._resolve)
         self._ledger = _Lane(url, "ledger", self._ledger_turn, self._resolve, 1)
         self._lanes = (self._guard, self._charges, self._ledger)
+        # No queue of its own: the half of a batch that is settled beside the other.
+        self._beside = _Lane(url, "ledger beside", self._ledger_turn, self._resolve)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._open = False
         self._worker = secrets.token_hex(8)
@@ -262,7 +266,7 @@ class PostgresHotDatabase:
         if not self._open:
             return
         self._open = False
-        for lane in self._lanes:
+        for lane in (*self._lanes, self._beside):
             await lane.close()
         if self._watch is not None:
             self._watch.cancel()
@@ -308,6 +312,12 @@ class PostgresHotDatabase:
     def post(self, entries: list[Entry]) -> "asyncio.Future[list[PostResult]]":
         return self._ask(
             self._ledger, lambda lane, now: lane.transact(lambda c: sql.post(c, entries, now))
+        )
+
+    def release(self, hold_id: str) -> "asyncio.Future[None]":
+        return self._ask(
+            self._ledger,
+            lambda lane, _now: lane.transact(lambda c: sql.release(c, [hold_id])),
         )
 
     def adopt_orphans(self, process: str, now: int) -> "asyncio.Future[int]":
@@ -531,13 +541,38 @@ class PostgresHotDatabase:
         settled = _Settled()
         calm = [each for each in claimed if each.attempts <= ATTEMPTS_ALONE]
         if calm:
-            settled += await self._settle_or_split(lane, calm, now)
+            settled += await self._settle_halves(lane, calm, now)
         for each in claimed:
             if each.attempts > ATTEMPTS_MAX:
                 settled += await self._bury(lane, each, "its settlement never came to an end", now)
             elif each.attempts > ATTEMPTS_ALONE:
                 settled += await self._settle_or_split(lane, [each], now)
         return settled
+
+    async def _settle_halves(self, lane: _Lane, claimed: list[Claimed], now: int) -> "_Settled":
+        """Settle rows in two transactions at once, if their accounts allow.
+
+        What one comes to is decided here while the other is written there.
+        """
+        first, second = halves(claimed)
+        if len(first) < HALF_MIN or len(second) < HALF_MIN:
+            return await self._settle_or_split(lane, claimed, now)
+        try:
+            one, other = await asyncio.gather(
+                self._settle_or_split(lane, first, now),
+                self._settle_or_split(self._beside, second, now),
+                return_exceptions=True,
+            )
+        except BaseException:  # out of time: both were cancelled
+            self._beside.drop()
+            raise
+        for outcome in (one, other):
+            if isinstance(outcome, BaseException):
+                self._beside.drop()
+                raise outcome
+        assert isinstance(one, _Settled)
+        assert isinstance(other, _Settled)
+        return one + other
 
     async def _settle_or_split(self, lane: _Lane, claimed: list[Claimed], now: int) -> "_Settled":
         """Settle rows; halve them until a row that breaks stands alone, and set that one aside."""
@@ -570,6 +605,19 @@ class PostgresHotDatabase:
         await lane.transact(lambda c: sql.bury(c, claimed.key, row))
         self._in_hand.pop(claimed.key, None)
         return _Settled(0, 1)
+
+
+def halves(claimed: Sequence[Claimed]) -> tuple[list[Claimed], list[Claimed]]:
+    """Two parts of about one size without a common account; the last row is in the second."""
+    parts: tuple[list[Claimed], list[Claimed]] = ([], [])
+    part_of: dict[str, list[Claimed]] = {}
+    for each in reversed(claimed):
+        account = each.row.account
+        part = part_of.get(account)
+        if part is None:
+            part = part_of[account] = parts[0] if len(parts[0]) < len(parts[1]) else parts[1]
+        part.append(each)
+    return parts[0][::-1], parts[1][::-1]
 
 
 class _Settled:

@@ -127,6 +127,11 @@ class SqliteHotDatabase:
         assert event.revision == Revision.FINAL, "only the owner cancels"
         return self._submit(_Kind.OTHER, partial(_cancel, finish, holds_here=self._holds_here))
 
+    def release(self, hold_id: str) -> "asyncio.Future[None]":
+        return self._submit(
+            _Kind.OTHER, lambda connection, _now: sqlite_sql.release(connection, [hold_id])
+        )
+
     def extend(self, hold_id: str, new_total: int) -> "asyncio.Future[Granted | Refused]":
         return self._submit(
             _Kind.GUARD, lambda connection, _now: sqlite_sql.extend(connection, hold_id, new_total)

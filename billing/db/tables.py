@@ -17,6 +17,7 @@ from sqlalchemy import (
     UniqueConstraint,
     false,
     text,
+    true,
 )
 
 ACCOUNT_ID_LENGTH_MAX: Final = 64
@@ -183,6 +184,14 @@ usage = Table(
         sqlite_where=text("revision = 1"),
         postgresql_where=text("revision = 1"),
     ),
+    # Calls that name the run they belong to, for what a run has cost.
+    Index(
+        "ix_usage_run",
+        "account",
+        "run_id",
+        sqlite_where=text("run_id <> ''"),
+        postgresql_where=text("run_id <> ''"),
+    ),
     postgresql_partition_by="RANGE (event_id)",  # by month; see billing.db.partitions
 )
 
@@ -280,6 +289,10 @@ api_keys = Table(
     Column("revoked_at", BigInteger),
     _at("created_at"),
     _words("note"),
+    Column("requests_per_minute", BigInteger),  # NULL: no limit; so are the next two
+    Column("tokens_per_minute", BigInteger),
+    Column("concurrent_calls", BigInteger),
+    Column("replaced_by", Text),  # the key made by a rotation; this one is good until expires_at
     CheckConstraint("kind IN ('user', 'app')", name="kind"),
     Index("ix_api_keys_account", "account"),
 )
@@ -322,6 +335,229 @@ usage_hourly = Table(
     sqlite_with_rowid=False,
 )
 
+# Derived: the calls in the ledger by the quarter of an hour in which they began, cancelled ones
+# included; kept by the settling transaction. Wiped, it can be made again from usage and ledger.
+usage_quarters = Table(
+    "usage_quarters",
+    metadata,
+    Column("account", _ID, nullable=False),
+    _at("bucket_at"),  # the quarter's first millisecond
+    Column("key_id", Text, nullable=False),
+    Column("app", Text, nullable=False),
+    Column("scene", Text, nullable=False),
+    Column("provider", Text, nullable=False),
+    Column("model", Text, nullable=False),  # as sent to the provider
+    _tokens("input"),
+    _tokens("cached_input"),
+    _tokens("cache_write_5m"),
+    _tokens("cache_write_1h"),
+    _tokens("audio_input"),
+    _tokens("image_input"),
+    _tokens("output"),
+    _tokens("reasoning"),
+    _tokens("audio_output"),
+    _amount("amount"),
+    Column("calls", BigInteger, nullable=False, server_default=text("0")),
+    Column("errors", BigInteger, nullable=False, server_default=text("0")),
+    PrimaryKeyConstraint("account", "bucket_at", "key_id", "app", "scene", "provider", "model"),
+    sqlite_with_rowid=False,
+)
+
+products = Table(
+    "products",
+    metadata,
+    Column("product_id", _ID, primary_key=True),
+    Column("sku", Text, nullable=False, unique=True),
+    Column("name", Text, nullable=False),
+    _words("description"),
+    Column("credit_amount", BigInteger, nullable=False),  # micro-credits for one of it
+    Column("price_cent", BigInteger, nullable=False),
+    _amount("original_price_cent"),  # 0 or less reads as the price
+    Column("currency", Text, nullable=False),
+    _words("badge"),
+    Column("sort_order", BigInteger, nullable=False, server_default=text("0")),
+    Column("status", Text, nullable=False, server_default="active"),
+    _at("created_at"),
+    _at("updated_at"),
+    CheckConstraint("credit_amount > 0", name="credit_amount"),
+    CheckConstraint("price_cent >= 0", name="price_cent"),
+    CheckConstraint("length(currency) = 3", name="currency"),
+    CheckConstraint("status IN ('active', 'inactive')", name="status"),
+)
+
+# What was bought is frozen in the snapshot: later changes of the product change no order.
+orders = Table(
+    "orders",
+    metadata,
+    Column("order_id", _ID, primary_key=True),  # UUIDv7: sorts by time
+    Column("order_no", Text, nullable=False, unique=True),
+    Column("account", _ID, nullable=False),
+    Column("product_id", _ID, nullable=False),
+    Column("product_snapshot", Text, nullable=False),  # JSON
+    Column("product_name", Text, nullable=False),
+    Column("quantity", BigInteger, nullable=False),
+    Column("credit_amount", BigInteger, nullable=False),  # micro-credits of the whole order
+    Column("amount_cent", BigInteger, nullable=False),  # price of the whole order
+    Column("currency", Text, nullable=False),
+    Column("payment_mode", Text, nullable=False),
+    Column("status", Text, nullable=False, server_default="pending"),
+    Column("idempotency_key", Text),  # NULL: the client gave none
+    Column("request_hash", Text, nullable=False),  # of what was ordered, to compare by
+    Column("payment_ref", Text),  # the payment's id where the money was taken
+    _words("created_by"),
+    Column("paid_by", Text),
+    _at("created_at"),
+    Column("paid_at", BigInteger),
+    Column("credited_at", BigInteger),
+    Column("cancelled_at", BigInteger),
+    UniqueConstraint("account", "idempotency_key"),
+    CheckConstraint(f"length(account) BETWEEN 1 AND {ACCOUNT_ID_LENGTH_MAX}", name="account"),
+    CheckConstraint("quantity >= 1", name="quantity"),
+    CheckConstraint("credit_amount > 0", name="credit_amount"),
+    CheckConstraint("amount_cent >= 0", name="amount_cent"),
+    CheckConstraint("status IN ('pending', 'paid', 'credited', 'cancelled')", name="status"),
+    CheckConstraint("(status IN ('paid', 'credited')) = (paid_at IS NOT NULL)", name="paid"),
+    CheckConstraint("(status = 'credited') = (credited_at IS NOT NULL)", name="credited"),
+    CheckConstraint("(status = 'cancelled') = (cancelled_at IS NOT NULL)", name="cancelled"),
+    Index("ix_orders_account", "account", "order_id"),
+    # Paid and not yet credited: none, but for a moment or after a crash.
+    Index(
+        "ix_orders_paid",
+        "order_id",
+        sqlite_where=text("status = 'paid'"),
+        postgresql_where=text("status = 'paid'"),
+    ),
+)
+
+reward_rules = Table(
+    "reward_rules",
+    metadata,
+    Column("rule_id", _ID, primary_key=True),
+    Column("source", Text, nullable=False),  # also the source of the entries that it makes
+    Column("name", Text, nullable=False),
+    _words("description"),
+    Column("amount", BigInteger, nullable=False),  # micro-credits
+    Column("status", Text, nullable=False, server_default="active"),
+    Column("cap_per_user_day", BigInteger),  # rewards paid; NULL: no cap
+    Column("cap_micro_credits_per_user_day", BigInteger),
+    _at("created_at"),
+    _at("updated_at"),
+    CheckConstraint("amount > 0", name="amount"),
+    CheckConstraint("status IN ('active', 'inactive')", name="status"),
+    CheckConstraint("cap_per_user_day IS NULL OR cap_per_user_day > 0", name="cap"),
+    CheckConstraint(
+        "cap_micro_credits_per_user_day IS NULL OR cap_micro_credits_per_user_day > 0",
+        name="cap_micro_credits",
+    ),
+    Index(
+        "uq_reward_rules_active_source",
+        "source",
+        unique=True,
+        sqlite_where=text("status = 'active'"),
+        postgresql_where=text("status = 'active'"),
+    ),
+)
+
+# One row for each reward, written before its entry: what counts against the caps of its day.
+rewards = Table(
+    "rewards",
+    metadata,
+    Column("event_id", _ID, primary_key=True),  # reward:{source}:{source_ref_id}, as its entry's
+    Column("source", Text, nullable=False),
+    Column("source_ref_id", Text, nullable=False),
+    Column("account", _ID, nullable=False),  # who is paid
+    _words("acting_user"),
+    Column("rule_id", _ID, nullable=False),
+    Column("amount", BigInteger, nullable=False),
+    Column("day", Integer, nullable=False),  # yyyymmdd, UTC
+    _at("created_at"),
+    Column("posted_at", BigInteger),  # NULL: its entry is still to be posted
+    CheckConstraint("amount > 0", name="amount"),
+    Index("ix_rewards_account", "account", "source", "day"),
+    Index(
+        "ix_rewards_unposted",
+        "event_id",
+        sqlite_where=text("posted_at IS NULL"),
+        postgresql_where=text("posted_at IS NULL"),
+    ),
+)
+
+# One row for each adjustment and refund, written before its entry: what was promised already.
+corrections = Table(
+    "corrections",
+    metadata,
+    Column("event_id", _ID, primary_key=True),  # as its entry's
+    Column("kind", Text, nullable=False),
+    Column("account", _ID, nullable=False),
+    Column("ref_id", _ID),  # the charge or order that is refunded
+    Column("wanted", BigInteger, nullable=False),  # micro-credits as asked for, signed as the entry
+    Column("amount", BigInteger),  # as granted, never further from 0 than `wanted`; NULL: not yet
+    Column("hold_id", _ID),  # of the credit held meanwhile; NULL: an income needs none
+    Column("reason", Text, nullable=False),
+    Column("actor", Text, nullable=False),
+    _at("created_at"),
+    Column("posted_at", BigInteger),  # NULL: its entry is still to be posted
+    CheckConstraint("kind IN ('adjustment', 'charge_refund', 'order_refund')", name="kind"),
+    CheckConstraint("(kind = 'adjustment') = (ref_id IS NULL)", name="ref_id"),
+    CheckConstraint(
+        "(wanted > 0 AND amount BETWEEN 0 AND wanted) OR"
+        " (wanted < 0 AND amount BETWEEN wanted AND 0)",
+        name="amount",
+    ),
+    CheckConstraint("posted_at IS NULL OR amount IS NOT NULL", name="posted"),
+    Index(
+        "ix_corrections_ref_id",
+        "ref_id",
+        sqlite_where=text("ref_id IS NOT NULL"),
+        postgresql_where=text("ref_id IS NOT NULL"),
+    ),
+    Index(
+        "ix_corrections_unposted",
+        "event_id",
+        sqlite_where=text("posted_at IS NULL"),
+        postgresql_where=text("posted_at IS NULL"),
+    ),
+)
+
+admin_tokens = Table(
+    "admin_tokens",
+    metadata,
+    Column("id", _ID, primary_key=True),
+    Column("name", Text, nullable=False, unique=True),  # the actor of the audit trail
+    Column("role", Text, nullable=False),
+    Column("sha256", Text, nullable=False, unique=True),
+    Column("prefix", Text, nullable=False),
+    _words("created_by"),
+    _at("created_at"),
+    Column("expires_at", BigInteger),
+    Column("revoked_at", BigInteger),
+    CheckConstraint("role IN ('owner', 'finance', 'operator', 'read_only')", name="role"),
+)
+
+# The rate limits of keys where no Redis keeps them: levels of token buckets, in millionths.
+limit_buckets = Table(
+    "limit_buckets",
+    metadata,
+    Column("key_id", Text, primary_key=True),
+    Column("requests_level_micro", BigInteger, nullable=False, server_default=text("0")),
+    _amount("requests_at"),
+    Column("tokens_level_micro", BigInteger, nullable=False, server_default=text("0")),
+    _amount("tokens_at"),
+)
+
+# Calls that run, one row each: what they take of the concurrency and of the tokens of their key.
+limit_leases = Table(
+    "limit_leases",
+    metadata,
+    Column("event_id", _ID, primary_key=True),
+    Column("key_id", Text, nullable=False),
+    Column("process", Text, nullable=False),
+    _at("until_at"),
+    _tokens("tokens"),
+    Index("ix_limit_leases_key_id", "key_id"),
+    sqlite_with_rowid=False,
+)
+
 # Which processes serve this database; read by whoever sweeps the holds of dead ones.
 processes = Table(
     "processes",
@@ -334,6 +570,11 @@ processes = Table(
     Column("heartbeats", BigInteger, nullable=False, server_default=text("0")),
     # How far the process has followed a recovery of Redis: billing.holds.ledger_view.step.
     Column("guard_step", BigInteger, nullable=False, server_default=text("0")),
+    # Whether it may hold credit: a recovery of Redis waits for no other.
+    Column("may_hold", Boolean, nullable=False, server_default=true()),
+    # Its spool's directory (billing.settlement.late_finals), and whether something may lie there.
+    _words("spool"),
+    Column("spool_pending", Boolean, nullable=False, server_default=false()),
     Column("ended_at", BigInteger),
 )
 
@@ -351,32 +592,3 @@ APPEND_ONLY: Final = (
     "price_book_activations",
     "admin_audit",
 )
-
-
-def append_only_triggers(table: str) -> list[str]:
-    """SQLite's triggers that refuse to change or delete a row of `table`."""
-    return [
-        f"CREATE TRIGGER {table}_no_{verb.lower()} BEFORE {verb} ON {table} "
-        f"BEGIN SELECT RAISE(ABORT, '{table} is append-only'); END"
-        for verb in ("UPDATE", "DELETE")
-    ]
-
-
-# An exception of this class reads as what it is: a constraint that was about to be broken.
-REFUSE_CHANGE: Final = """
-CREATE FUNCTION refuse_change() RETURNS trigger LANGUAGE plpgsql AS $$
-BEGIN
-    RAISE EXCEPTION '% is append-only', TG_TABLE_NAME
-        USING ERRCODE = 'integrity_constraint_violation';
-END $$
-"""
-
-
-def append_only_triggers_on_postgres(table: str) -> list[str]:
-    """PostgreSQL's; those for rows hold for partitions too, that for TRUNCATE does not."""
-    return [
-        f"CREATE TRIGGER {table}_no_{verb.lower()} BEFORE {verb} ON {table}"
-        f" FOR EACH {'STATEMENT' if verb == 'TRUNCATE' else 'ROW'}"
-        " EXECUTE FUNCTION refuse_change()"
-        for verb in ("UPDATE", "DELETE", "TRUNCATE")
-    ]

@@ -90,6 +90,14 @@ class HoldStore(Protocol):
         """The owner decided that nothing is charged: note it (revision 2, amount 0), drop the hold."""
         ...
 
+    async def release(self, account: str, hold_id: str) -> None:
+        """Drop a hold that is no call's: its debit stands in the ledger, or was given up.
+
+        Nobody may admit on a balance from before the debit: such a hold stays until the store has
+        seen a balance from after it.
+        """
+        ...
+
     async def apply(self, applied: Sequence[Applied]) -> None:
         """The word of a settlement, after its commit; balances only if newer, ids always."""
         ...

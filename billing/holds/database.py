@@ -50,6 +50,12 @@ class DatabaseHoldStore:
         except DatabaseUnavailableError as error:
             raise GuardUnavailableError(str(error)) from error
 
+    async def release(self, account: str, hold_id: str) -> None:
+        try:
+            await self._hot.release(hold_id)
+        except DatabaseUnavailableError as error:
+            raise GuardUnavailableError(str(error)) from error
+
     async def apply(self, applied: Sequence[Applied]) -> None:
         """Nothing to do: settlement lowered the holds in its own transaction."""
 

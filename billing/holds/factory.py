@@ -41,8 +41,9 @@ def hold_store(
     database: Database,
     process: str,
     now_ms: Callable[[], int],
+    may_hold: bool = True,
 ) -> DatabaseHoldStore | RedisHoldStore:
-    """The store, not started yet; `process` is the registry's id of this process.
+    """The store, not started yet; `process` and `may_hold` are what the registry says of this process.
 
     For `redis` the hot database is to be made with holds_here=False. Raises RedisAddressError.
     """
@@ -56,4 +57,5 @@ def hold_store(
         now_ms=now_ms,
         call_seconds_max=guard.call_seconds_max,
         allow=guard.allow_micro_credits,
+        may_hold=may_hold,
     )

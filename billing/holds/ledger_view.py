@@ -23,6 +23,7 @@ from billing.db.tables import accounts, ledger_entries, meta, outbox, processes,
 from billing.events import ChargeEvent, Revision
 from billing.holds import Applied
 from billing.ledger import FINAL_SUFFIX
+from billing.settlement.late_finals import complete_before
 
 GUARD_KEY: Final = "guard"
 _IDS_AT_ONCE: Final = 500
@@ -89,7 +90,7 @@ class LedgerView(Protocol):
         ...
 
     async def waiting_for(self, done: int) -> list[str]:
-        """Processes that are not declared dead and have not yet done that much."""
+        """Processes that may hold credit, are not declared dead, and have not yet done that much."""
         ...
 
     async def suspended(self) -> frozenset[str]:
@@ -104,12 +105,16 @@ class LedgerView(Protocol):
         """In which epoch the account was last brought into Redis; None: it has no row."""
         ...
 
-    async def raise_guard_epoch(self, wanted: Collection[str], epoch: int) -> None:
-        """Note that accounts are about to be brought into Redis; never lowers it."""
+    async def raise_guard_epoch(self, wanted: Collection[str], epoch: int) -> int:
+        """Note that accounts are brought into Redis; never lowers it. For how many it was the first time."""
         ...
 
     async def snapshot(self, account: str, *, residuals_since: int) -> AccountSnapshot | None:
-        """An account for Redis; `residuals_since`: of calls that began then or later (milliseconds)."""
+        """An account for Redis.
+
+        `residuals_since`: of calls that began earlier (milliseconds) no estimate leaves anything
+        held, even if nobody knows that all finals of that time are recorded.
+        """
         ...
 
     async def balances(self, wanted: Collection[str]) -> dict[str, tuple[int, int]]:
@@ -159,7 +164,9 @@ class SqlLedgerView:
 
     async def waiting_for(self, done: int) -> list[str]:
         late = select(processes.c.process).where(
-            processes.c.ended_at.is_(None), processes.c.guard_step < done
+            processes.c.ended_at.is_(None),
+            processes.c.may_hold,
+            processes.c.guard_step < done,
         )
         async with self._database.read() as connection:
             return list((await connection.scalars(late)).all())
@@ -189,14 +196,17 @@ class SqlLedgerView:
             found = await connection.scalar(wanted)
         return None if found is None else int(found)
 
-    async def raise_guard_epoch(self, wanted: Collection[str], epoch: int) -> None:
+    async def raise_guard_epoch(self, wanted: Collection[str], epoch: int) -> int:
+        raised = 0
         for some in _groups(sorted(wanted)):
             lower = (accounts.c.account.in_(some), accounts.c.guard_epoch < epoch)
             async with self._database.write() as connection:
                 # In the order of their ids, as every other transaction locks them.
                 rows = select(accounts.c.account).where(*lower).order_by(accounts.c.account)
                 await connection.execute(rows.with_for_update())
-                await connection.execute(update(accounts).where(*lower).values(guard_epoch=epoch))
+                first = update(accounts).where(*lower).values(guard_epoch=epoch)
+                raised += (await connection.execute(first)).rowcount
+        return raised
 
     async def snapshot(self, account: str, *, residuals_since: int) -> AccountSnapshot | None:
         async with self._database.read() as connection:
@@ -207,7 +217,8 @@ class SqlLedgerView:
                 return None
             unsettled = await _unsettled(connection, account)
             posted = await _posted(connection, {event_id for event_id, _ in unsettled})
-            residuals = await _residuals(connection, account, residuals_since)
+            since = max(residuals_since, await complete_before(connection))
+            residuals = await _residuals(connection, account, since)
         holds = {hold.hold_id: hold for hold in residuals}
         for (event_id, revision), charge in sorted(unsettled.items()):
             hold = _hold_of_event(event_id, revision, charge, posted)
@@ -246,10 +257,11 @@ class SqlLedgerView:
                     accounts.c.account == account
                 )
                 row = (await connection.execute(wanted)).first()
+                since = max(residuals_since, await complete_before(connection))
                 finals: list[str] = []
                 estimates: list[tuple[str, int]] = []
                 for some in _groups(sorted(ids)):
-                    await _judge(connection, some, residuals_since, finals, estimates)
+                    await _judge(connection, some, since, finals, estimates)
             if finals or estimates:
                 said.append(
                     Applied(

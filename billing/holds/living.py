@@ -64,6 +64,9 @@ class LivingHoldStore:
     async def cancel(self, finish: Finish) -> None:
         await self._store.cancel(finish)
 
+    async def release(self, account: str, hold_id: str) -> None:
+        await self._store.release(account, hold_id)
+
     async def apply(self, applied: Sequence[Applied]) -> None:
         await self._store.apply(applied)
 

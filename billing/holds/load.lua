@@ -1,15 +1,15 @@
 -- Bring an account: its balance at seq, and what the ledger knows to be owed or held beside it.
--- KEYS: account, holds. ARGV: epoch, balance, seq, then of each hold its id, amount, state (e: an
--- event not settled yet, r: the residual of an estimate), started_at.
--- Answers 1; 0 it was here already; -2 it is of a later epoch.
-local entry = redis.call('HMGET', KEYS[1], 'epoch', 'balance', 'next_balance', 'next_seq')
+-- KEYS: account, holds. ARGV: epoch, mark, balance, seq, then of each hold its id, amount, state (e:
+-- an event not settled yet, r: the residual of an estimate), started_at.
+-- Answers 1; 0 it was here already; -1 the mark left before the ledger was read is not here; -2 it
+-- is of a later epoch.
+local entry = redis.call('HMGET', KEYS[1], 'epoch', 'balance', 'next_balance', 'next_seq', 'mark')
 if entry[1] and tonumber(entry[1]) > tonumber(ARGV[1]) then return -2 end
-local balance, seq = ARGV[2], ARGV[3]
-if entry[1] == ARGV[1] then
-  if entry[2] then return 0 end
-  if entry[4] and tonumber(entry[4]) > tonumber(seq) then balance, seq = entry[3], entry[4] end
-end
-for i = 4, #ARGV, 4 do
+if entry[1] == ARGV[1] and entry[2] then return 0 end
+if entry[1] ~= ARGV[1] or entry[5] ~= ARGV[2] then return -1 end
+local balance, seq = ARGV[3], ARGV[4]
+if entry[4] and tonumber(entry[4]) > tonumber(seq) then balance, seq = entry[3], entry[4] end
+for i = 5, #ARGV, 4 do
   local known = redis.call('HGET', KEYS[2], ARGV[i])
   if not known then
     redis.call('HSET', KEYS[2], ARGV[i],

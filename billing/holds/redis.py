@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 from contextlib import suppress
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 import hiredis
-import msgspec
 
 from billing.db.hot import DatabaseUnavailableError, HotDatabase
 from billing.holds import (
@@ -35,7 +35,9 @@ from billing.holds.redis_connection import (
     Words,
 )
 from billing.holds.redis_recovery import AWAY, DATABASE_SECONDS, Recovery
+from billing.holds.redis_replies import RedisEntry, entry_of, held_call, is_orphan, numbers_of
 from billing.holds.scripts import (
+    ACCOUNTS_PATTERN,
     DIGESTS,
     HOLDS_PATTERN,
     MAX_EXACT,
@@ -46,7 +48,7 @@ from billing.holds.scripts import (
     keys_of,
     saturated,
 )
-from billing.settlement.orphans import HeldCall
+from billing.settlement.late_finals import oldest_late_final
 
 if TYPE_CHECKING:
     from collections.abc import (
@@ -62,10 +64,12 @@ if TYPE_CHECKING:
 
     from billing.events import Finish
     from billing.holds.ledger_view import AccountSnapshot, LedgerView
+    from billing.settlement.orphans import HeldCall
 
 PATIENCE_SECONDS: Final = 2.0  # the most that a call waits for Redis or a recovery
 LOADS_AT_ONCE: Final = 4  # each may keep two connections to the database
 RESEND_MS: Final = 5_000
+RETELL_MS: Final = 300_000  # between two looks at accounts that hold nothing
 RECHECK_SECONDS: Final = 1.0  # of a refusal against the ledger, for each account
 SCAN_KEYS: Final = 1_000
 DROP_AGAIN_SECONDS: Final = (0.0, 5.0, 30.0)
@@ -94,22 +98,12 @@ class _Hold:
         self.context = request.context
 
 
-class _Entry(msgspec.Struct, frozen=True, kw_only=True):
-    """An account as Redis has it; None where Redis has nothing."""
-
-    account: str
-    epoch: int | None
-    seq: int | None
-    balance: int | None
-    held: int | None
-    holds: tuple[tuple[str, bytes], ...]  # id, "amount progress state process started_at"
-
-
 class RedisHoldStore:
     """The HoldStore port on one Redis; what only the ledger can tell comes through `ledger`.
 
     `process` is the registry's id of this process, `now_ms` gives milliseconds since the epoch.
     `allow`: micro-credits that an account may hold, for each process, while Redis is away.
+    `may_hold`: as the registry says of the process; no recovery waits for one that may not.
     """
 
     def __init__(  # noqa: PLR0913 - its parts, each by name
@@ -122,6 +116,7 @@ class RedisHoldStore:
         now_ms: Callable[[], int],
         call_seconds_max: float,
         allow: int = 0,
+        may_hold: bool = True,
     ) -> None:
         self._ledger = ledger
         self._hot = hot
@@ -142,6 +137,8 @@ class RedisHoldStore:
         self._loading: dict[str, asyncio.Task[bool]] = {}
         self._loads = asyncio.Semaphore(LOADS_AT_ONCE)
         self._rechecked: dict[str, float] = {}
+        self._told_all_at: int | None = None
+        self._may_hold = may_hold
         self._tasks: set[asyncio.Task[None]] = set()
         self._run: asyncio.Task[None] | None = None
 
@@ -205,6 +202,8 @@ class RedisHoldStore:
 
     async def reserve(self, request: HoldRequest) -> Granted | Refused:
         """Grant min(wanted, balance - held) if that is at least the minimum."""
+        if not self._may_hold:
+            raise GuardUnavailableError("this process is registered as one that holds nothing")
         epoch, connection = self._recovery.word, self._line.connection
         try:
             if epoch is None or connection is None or request.account in self._recovery.suspended:
@@ -240,7 +239,7 @@ class RedisHoldStore:
         if not reply:
             return Refused(reason="insufficient", balance=0, held=0, needed=new_total)
         more = new_total - hold.amount
-        return self._refused(hold.account, _numbers(reply), more)
+        return self._refused(hold.account, numbers_of(reply), more)
 
     async def heartbeat(self, beats: list[HoldBeat]) -> None:
         """Note the progress of running calls; one script for each account, all in one write."""
@@ -287,6 +286,16 @@ class RedisHoldStore:
             self._give_back(hold)
         self._drop(context.account, context.event_id, (0.0,))
 
+    async def release(self, account: str, hold_id: str) -> None:
+        """Drop a hold that is no call's, once Redis has seen a balance from after its debit.
+
+        Redis or database away: the hold stays meanwhile, and goes in the background.
+        """
+        try:
+            await self._release(account, hold_id)
+        except (GuardUnavailableError, *AWAY):
+            self._start(self._release_later(account, hold_id))
+
     async def apply(self, applied: Sequence[Applied]) -> None:
         """The word of a settlement, after its commit; balances only if newer, ids always."""
         if not applied:
@@ -310,14 +319,19 @@ class RedisHoldStore:
     async def resend(self) -> int:
         """Apply what was lost on its way, for holds older than five seconds.
 
-        Also finds a ledger that is behind Redis, which only a restored backup can be: then all is
-        brought back. Raises GuardUnavailableError.
+        Also tells balances that Redis was not told of, of accounts that hold nothing too every five
+        minutes, and finds a ledger that is behind Redis, which only a restored backup can be: then
+        all is brought back. Raises GuardUnavailableError.
         """
         now, done = self._now_ms(), 0
         try:
-            async for entries in self._scan(started_before=now - RESEND_MS):
-                await self._check_ahead(entries)
+            all_of_them = self._told_all_at is None or now - self._told_all_at >= RETELL_MS
+            pattern = ACCOUNTS_PATTERN if all_of_them else HOLDS_PATTERN
+            async for entries in self._scan(pattern, started_before=now - RESEND_MS):
+                await self._compare_balances(entries)
                 done += await self._apply_verdicts(entries, now)
+            if all_of_them:
+                self._told_all_at = now
         except RedisUnavailableError as error:
             raise GuardUnavailableError(str(error)) from error
         except AWAY as error:
@@ -347,7 +361,7 @@ class RedisHoldStore:
         try:
             async for entries in self._scan(started_before=MAX_EXACT):
                 for entry in entries:
-                    ids = [hold_id for hold_id, head in entry.holds if _is_orphan(head, alive)]
+                    ids = [hold_id for hold_id, head in entry.holds if is_orphan(head, alive)]
                     recorded = await self._ledger.recorded(ids) if ids else frozenset()
                     unrecorded = [hold_id for hold_id in ids if hold_id not in recorded]
                     if unrecorded:
@@ -359,7 +373,7 @@ class RedisHoldStore:
         return found
 
     async def release_residuals(self, started_before: int) -> int:
-        """Nothing to do: `resend` drops residuals of calls that cannot run any more."""
+        """Nothing to do: `resend` drops residuals once no final can come any more."""
         return 0
 
     # -- what the recovery asks --------------------------------------------------------------
@@ -417,14 +431,14 @@ class RedisHoldStore:
         )
         try:
             reply = await self._insist(account, Script.RESERVE, words)
-            if isinstance(reply, list) and await self._was_stale(account, _numbers(reply)):
+            if isinstance(reply, list) and await self._was_stale(account, numbers_of(reply)):
                 reply = await self._insist(account, Script.RESERVE, words)
         except RedisUnavailableError as error:
             return self._allow_or_raise(request, error)
         if isinstance(reply, int):
             self._mine[request.hold_id] = _Hold(request, reply)
             return Granted(reply)
-        balance_and_held = _numbers(reply)
+        balance_and_held = numbers_of(reply)
         if reply is None and request.minimum <= 0 and not suspended:
             return Granted(0)  # no account, and nothing to hold
         return self._refused(account, balance_and_held, request.minimum)
@@ -514,6 +528,20 @@ class RedisHoldStore:
         with suppress(RedisUnavailableError, *AWAY):
             await self._load(account)
 
+    async def _release(self, account: str, hold_id: str) -> None:
+        await self.refresh([account])
+        hold = self._mine.pop(hold_id, None)
+        if hold is not None and self._unheld.pop(hold_id, None) is not None:
+            self._give_back(hold)
+        self._drop(account, hold_id, DROP_AGAIN_SECONDS)
+
+    async def _release_later(self, account: str, hold_id: str) -> None:
+        while True:
+            await asyncio.sleep(RECHECK_SECONDS)
+            with suppress(GuardUnavailableError, *AWAY):
+                await self._release(account, hold_id)
+                return
+
     def _drop(self, account: str, hold_id: str, after: Iterable[float]) -> None:
         """Drop a hold that is nobody's, without waiting.
 
@@ -529,9 +557,23 @@ class RedisHoldStore:
             self._start(self._drop_again(account, hold_id, later))
 
     async def _drop_again(self, account: str, hold_id: str, after: list[float]) -> None:
+        """Each time until Redis answers: what it was asked before it was away may be done after it."""
         for seconds in after:
             await asyncio.sleep(seconds)
-            self._drop(account, hold_id, (0.0,))
+            while not await self._dropped(account, hold_id):  # noqa: ASYNC110 - Redis rings no bell
+                await asyncio.sleep(RECHECK_SECONDS)
+
+    async def _dropped(self, account: str, hold_id: str) -> bool:
+        connection = self._line.connection
+        if connection is None:
+            return False
+        try:
+            _checked(
+                await connection.send(*_SELECT[Script.CANCEL], *_keys(account), hold_id), connection
+            )
+        except RedisUnavailableError:
+            return False
+        return True
 
     def _start(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -575,27 +617,55 @@ class RedisHoldStore:
         entry = await self._entry(connection, account)
         if entry.epoch == epoch and entry.balance is not None:
             return True  # somebody was quicker
-        if known > epoch:
-            await self._recovery.look()
-            return True
-        if entry.epoch != epoch and known == epoch:
-            await self._recovery.lost(epoch, "an account vanished from Redis")
-            await self._recovery.look()
-            return True
         guard = await self._ledger.guard()
-        if guard is None or guard.epoch != epoch:
+        if known > epoch or guard is None or guard.epoch != epoch:
             await self._recovery.look()
+        elif entry.epoch != epoch and known == epoch:
+            await self._vanished(epoch)
+        else:
+            return await self._mark_and_load(connection, account, word)
+        return True
+
+    async def _mark_and_load(self, connection: RedisConnection, account: str, word: bytes) -> bool:
+        """Read the account between leaving a mark in Redis and writing onto it.
+
+        Between the two nothing passes unseen: a settlement's word is noted at the mark, and a loss
+        takes the mark along. If nobody had brought the account in, but the database says that it is
+        here by now, then what was here is lost.
+        """
+        mark = secrets.token_hex(8)
+        here = await self._load_step(connection, Script.MARK, account, word, (mark,))
+        if here not in (0, 1):
             return True
-        await self._ledger.raise_guard_epoch([account], epoch)
-        since = self._now_ms() - self._call_ms_max
+        is_first = await self._ledger.raise_guard_epoch([account], int(word))
+        if here == 0 and not is_first:
+            await self._vanished(int(word))
+            return True
+        since = oldest_late_final(self._now_ms(), self._call_ms_max)
         snapshot = await self._ledger.snapshot(account, residuals_since=since)
         if snapshot is None:
             return False
-        words = _load_words(snapshot)
-        reply = await connection.send(*_SELECT[Script.LOAD], *_keys(account), word, *words)
-        if _checked(reply, connection) == Code.LATER:
+        words = _load_words(snapshot, mark)
+        await self._load_step(connection, Script.LOAD, account, word, words)
+        return True  # unless the mark was gone: then whoever waits asks anew
+
+    async def _load_step(
+        self,
+        connection: RedisConnection,
+        script: Script,
+        account: str,
+        word: bytes,
+        words: Sequence[Word],
+    ) -> Reply:
+        sent = connection.send(*_SELECT[script], *_keys(account), word, *words)
+        reply = _checked(await sent, connection)
+        if reply == Code.LATER:
             await self._recovery.look()
-        return True
+        return reply
+
+    async def _vanished(self, epoch: int) -> None:
+        await self._recovery.lost(epoch, "an account vanished from Redis")
+        await self._recovery.look()
 
     async def _was_stale(self, account: str, balance_and_held: tuple[int, int]) -> bool:
         """Whether a refusal rested on a balance that the ledger has left behind; now and then."""
@@ -676,13 +746,15 @@ class RedisHoldStore:
         connection = await self._line.ready()
         return _checked(await connection.send(*words), connection)
 
-    async def _scan(self, *, started_before: int) -> AsyncIterator[list[_Entry]]:
+    async def _scan(
+        self, pattern: bytes = HOLDS_PATTERN, *, started_before: int
+    ) -> AsyncIterator[list[RedisEntry]]:
         """All accounts that hold something, and those of their holds that began before."""
         cursor: Word = 0
         while True:
             connection = await self._line.ready()
             reply = _checked(
-                await connection.send("SCAN", cursor, "MATCH", HOLDS_PATTERN, "COUNT", SCAN_KEYS),
+                await connection.send("SCAN", cursor, "MATCH", pattern, "COUNT", SCAN_KEYS),
                 connection,
             )
             assert isinstance(reply, list)
@@ -695,7 +767,7 @@ class RedisHoldStore:
                 for name in names
             ]
             entries = [
-                _entry(name, _checked(await future, connection))
+                entry_of(name, _checked(await future, connection))
                 for name, future in zip(names, asked, strict=True)
             ]
             if entries:
@@ -703,19 +775,26 @@ class RedisHoldStore:
             if cursor == b"0":
                 return
 
-    async def _entry(self, connection: RedisConnection, account: str) -> _Entry:
+    async def _entry(self, connection: RedisConnection, account: str) -> RedisEntry:
         reply = await connection.send(*_SELECT[Script.LIST], *_keys(account), 0)
-        return _entry(account, _checked(reply, connection))
+        return entry_of(account, _checked(reply, connection))
 
-    async def _check_ahead(self, entries: list[_Entry]) -> None:
+    async def _compare_balances(self, entries: list[RedisEntry]) -> None:
         epoch = self._recovery.epoch
         known = {e.account: e.seq for e in entries if e.seq is not None and e.epoch == epoch}
         found = await self._ledger.balances(known)
         ahead = [name for name, seq in known.items() if seq > found.get(name, (0, 0))[1]]
         if ahead:
             await self._recovery.lost(epoch, "Redis is ahead of the ledger: was a backup restored?")
+            return
+        behind = [
+            Applied(account=name, balance=balance, seq=seq, final_ids=(), estimates=())
+            for name, (balance, seq) in found.items()
+            if seq > known[name]
+        ]
+        await self.apply(behind)
 
-    async def _apply_verdicts(self, entries: list[_Entry], now: int) -> int:
+    async def _apply_verdicts(self, entries: list[RedisEntry], now: int) -> int:
         ids = [hold_id for entry in entries for hold_id, _ in entry.holds]
         if not ids:
             return 0
@@ -727,7 +806,12 @@ class RedisHoldStore:
                 wanted[entry.account] = mine
         if not wanted:
             return 0
-        said = await self._ledger.verdicts(wanted, residuals_since=now - self._call_ms_max)
+        # Of an earlier epoch: no word of a settlement reaches them before they are loaded.
+        epoch = self._recovery.epoch
+        late = [e.account for e in entries if e.account in wanted and e.epoch != epoch]
+        await asyncio.gather(*map(self._load, late))
+        since = oldest_late_final(now, self._call_ms_max)
+        said = await self._ledger.verdicts(wanted, residuals_since=since)
         await self.apply(said)
         return sum(len(each.final_ids) for each in said)
 
@@ -739,7 +823,7 @@ class RedisHoldStore:
         assert isinstance(reply, list)
         words = [word for word in reply if isinstance(word, bytes)]
         return [
-            _held_call(account, hold_id.decode(), value)
+            held_call(account, hold_id.decode(), value)
             for hold_id, value in zip(words[::2], words[1::2], strict=True)
         ]
 
@@ -758,8 +842,8 @@ def _reserve_words(request: HoldRequest, epoch: bytes) -> Words:
     )
 
 
-def _load_words(snapshot: AccountSnapshot) -> list[Word]:
-    words: list[Word] = [saturated(snapshot.balance), snapshot.seq]
+def _load_words(snapshot: AccountSnapshot, mark: str) -> list[Word]:
+    words: list[Word] = [mark, saturated(snapshot.balance), snapshot.seq]
     for hold in snapshot.holds:
         state = "r" if hold.is_residual else "e"
         words += (hold.hold_id, min(hold.amount, MAX_EXACT), state, hold.started_at)
@@ -774,50 +858,6 @@ def _checked(reply: Reply, connection: RedisConnection) -> Reply:
             connection.abort(f"Redis says {code}")
         raise RedisUnavailableError(f"Redis says {code}")
     return reply
-
-
-def _numbers(reply: Reply) -> tuple[int, int]:
-    """Balance and held of a refusal; nothing at all for an account without a row."""
-    if reply is None:
-        return 0, 0
-    assert isinstance(reply, list)
-    balance, held = reply
-    assert isinstance(balance, int)
-    assert isinstance(held, int)
-    return balance, held
-
-
-def _entry(account: str, reply: Reply) -> _Entry:
-    assert isinstance(reply, list)
-    words = [word for word in reply if isinstance(word, bytes)]
-    epoch, seq, balance, held = (int(word) if word else None for word in words[:4])
-    ids = [word.decode() for word in words[4::2]]
-    return _Entry(
-        account=account,
-        epoch=epoch,
-        seq=seq,
-        balance=balance,
-        held=held,
-        holds=tuple(zip(ids, words[5::2], strict=True)),
-    )
-
-
-def _is_orphan(head: bytes, alive: AbstractSet[str]) -> bool:
-    """A live or claimed hold of a process that is gone; "-" is nobody: the ledger brought it."""
-    _, _, state, process, _ = head.split(b" ")
-    return state in (b"l", b"s") and process != b"-" and process.decode() not in alive
-
-
-def _held_call(account: str, hold_id: str, value: bytes) -> HeldCall:
-    amount, progress, _, process, _, context = value.split(b" ", 5)
-    return HeldCall(
-        hold_id=hold_id,
-        account=account,
-        amount=int(amount),
-        progress=int(progress),
-        process=process.decode(),
-        context=context,
-    )
 
 
 def _forget(future: asyncio.Future[Reply]) -> None:

@@ -127,6 +127,7 @@ class ServerInfo(msgspec.Struct, frozen=True, kw_only=True):
     replication_id: str
     role: str
     eviction: str
+    cluster_size: int = 0  # masters that have slots
 
     @property
     def identity(self) -> str:
@@ -303,6 +304,12 @@ async def _introduce(connection: RedisConnection, address: RedisAddress) -> None
     if address.database:
         _check(address, await connection.send("SELECT", address.database), "the database")
     connection.info = await ask_info(connection, address)
+    if connection.info.cluster_size > 1:
+        # This node would answer MOVED for the accounts of others, each of which can be lost by itself.
+        raise RedisRefusedError(
+            f"{address.shown} is one of {connection.info.cluster_size} nodes of a Redis Cluster, and "
+            "holds are kept on one server: use a Redis that is not sharded, with replicas if you want"
+        )
     if connection.info.role != "master":
         raise RedisUnavailableError(f"{address.shown} is a replica")
     if connection.info.eviction != "noeviction":
@@ -319,10 +326,12 @@ async def ask_info(connection: RedisConnection, address: RedisAddress) -> Server
     found: dict[str, str] = {}
     # One by one: servers before version 7 take one section at a time.
     asked = [connection.send("INFO", section) for section in ("server", "replication", "memory")]
-    for future in asked:
+    cluster = connection.send("CLUSTER", "INFO")  # an error where there is none
+    for future in (*asked, cluster):
         reply = await future
         if not isinstance(reply, bytes):
-            _check(address, reply, "INFO")
+            if future is not cluster:
+                _check(address, reply, "INFO")
             continue
         for line in reply.decode("utf-8", "replace").splitlines():
             name, _, value = line.partition(":")
@@ -332,6 +341,7 @@ async def ask_info(connection: RedisConnection, address: RedisAddress) -> Server
         replication_id=found.get("master_replid", ""),
         role=found.get("role", ""),
         eviction=found.get("maxmemory_policy", "unknown"),
+        cluster_size=int(found.get("cluster_size", "0")),
     )
 
 

@@ -1,25 +1,37 @@
 """An operator's look at the holds in Redis: lists them, shows one, and compares them with the ledger (R6)."""
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Final, Protocol
 
 import msgspec
+from hiredis import ReplyError
 from sqlalchemy import select
 
 from billing.backlog import HeldCredit
 from billing.db.session import Database
-from billing.db.tables import accounts, ledger_entries, outbox, quarantine, usage
+from billing.db.tables import accounts, ledger_entries, outbox, processes, quarantine, usage
 from billing.holds import GuardUnavailableError
-from billing.holds.redis_connection import RedisUnavailableError, Reply, Word
+from billing.holds.redis_connection import (
+    RedisAddress,
+    RedisConnection,
+    RedisRefusedError,
+    RedisUnavailableError,
+    Reply,
+    Word,
+    connect,
+)
 from billing.holds.scripts import DIGESTS, HOLDS_PATTERN, Script, account_of, keys_of
 from billing.lists import Page, PageRequest, make_page
 from billing.settlement.desk import StoredHold
+from billing.settlement.late_finals import LOST_SPOOL_MS
 from billing.settlement.reconcile import GuardAudit, Violation
 
 SCAN_KEYS: Final = 1_000
 LEDGER_IDS: Final = 500  # asked of the database at once
 ALL: Final = 2**53 - 1  # every hold began before this
 SETTLED_MS: Final = 60_000  # so long after its charge a hold may still be told of it
+SWEPT_MS: Final = 60_000  # so long after a process's end its calls may still have no estimate
 MARGIN_MS: Final = 300_000
 EXAMPLES_MAX: Final = 10
 
@@ -37,6 +49,35 @@ class Asked(Protocol):
     async def rebuild(self, reason: str) -> None:
         """Bring all holds back as after a loss."""
         ...
+
+
+class RedisReader:
+    """Asked, for somebody who takes no part: it is in no registry, and changes nothing."""
+
+    def __init__(self, address: RedisAddress) -> None:
+        self._address = address
+        self._connection: RedisConnection | None = None
+
+    async def ask(self, *words: Word) -> Reply:
+        """The reply to one command; raises RedisUnavailableError."""
+        if self._connection is None or not self._connection.is_open:
+            try:
+                self._connection = await connect(self._address, lambda: None)
+            except RedisRefusedError as error:
+                raise RedisUnavailableError(str(error)) from error
+        reply = await self._connection.send(*words)
+        if isinstance(reply, ReplyError):
+            raise RedisUnavailableError(f"Redis says {str(reply).partition(' ')[0]}")
+        return reply
+
+    async def rebuild(self, reason: str) -> None:
+        """Not from here; raises RedisUnavailableError."""
+        raise RedisUnavailableError("only a process that admits calls can bring holds back")
+
+    async def close(self) -> None:
+        """Close the connection."""
+        if self._connection is not None:
+            await self._connection.close()
 
 
 class _Account(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,6 +135,15 @@ class RedisView:
                     return StoredHold(hold=hold, context=context)
         return None
 
+    async def held(self) -> int:
+        """Micro-credits that all accounts hold together, as Redis sums them up."""
+        total = 0
+        async for names in self._names():
+            asked = [self._ask("HGET", keys_of(name)[0], "held") for name in names]
+            for held in await asyncio.gather(*asked):
+                total += int(held) if isinstance(held, bytes) else 0
+        return total
+
     async def audit(self) -> GuardAudit:
         """R6: sums of holds, balances at the ledger's seq, and holds that nobody waits for."""
         violations: list[Violation] = []
@@ -109,7 +159,6 @@ class RedisView:
 
     async def _compare(self, entries: list[_Account]) -> list[Violation]:
         stands = await self._ledger([entry.account for entry in entries])
-        too_old = self._now_ms() - self._call_ms_max - MARGIN_MS
         found = []
         for entry in entries:
             holding = sum(hold.amount for hold in entry.holds)
@@ -121,14 +170,22 @@ class RedisView:
             if entry.seq > seq or (entry.seq == seq and entry.balance != balance):
                 what = f"{entry.balance} at {entry.seq} in Redis, {balance} at {seq} in the ledger"
                 found.append(Violation(id=entry.account, what=what))
-        holds = [hold for entry in entries for hold in entry.holds]
-        waiting, settled = await self._said([hold.hold_id for hold in holds])
+        return found + await self._compare_holds([hold for each in entries for hold in each.holds])
+
+    async def _compare_holds(self, holds: list[HeldCredit]) -> list[Violation]:
+        too_old = self._now_ms() - self._call_ms_max - MARGIN_MS
+        found = []
+        waiting, settled, recorded = await self._said([hold.hold_id for hold in holds])
+        over = await self._over({hold.process for hold in holds})
         for hold in holds:
             if hold.hold_id in waiting:
                 continue
             if hold.hold_id in settled and hold.state != "residual":
                 found.append(Violation(id=hold.hold_id, what="held, but settled or cancelled"))
-            elif hold.started_at < too_old:
+            elif hold.hold_id not in recorded and hold.process in over:
+                what = "held for a process that is gone, and not charged"
+                found.append(Violation(id=hold.hold_id, what=what))
+            elif hold.started_at < too_old - (LOST_SPOOL_MS if hold.state == "residual" else 0):
                 what = "held for longer than a call can last"
                 found.append(Violation(id=hold.hold_id, what=what))
         return found
@@ -141,13 +198,27 @@ class RedisView:
             rows = (await connection.execute(wanted)).all()
         return {account: (balance, seq) for account, balance, seq in rows}
 
-    async def _said(self, hold_ids: list[str]) -> tuple[set[str], set[str]]:
-        """Of these calls: whose charge waits or is in quarantine, and who was told long ago."""
+    async def _over(self, names: set[str]) -> set[str]:
+        """Of these processes, those that ended so long ago that a sweeper should have seen it."""
+        over: set[str] = set()
+        before = self._now_ms() - SWEPT_MS
+        for some in _groups(sorted(names)):
+            ended = select(processes.c.process).where(
+                processes.c.process.in_(some), processes.c.ended_at < before
+            )
+            async with self._database.read() as connection:
+                over.update(await connection.scalars(ended))
+        return over
+
+    async def _said(self, hold_ids: list[str]) -> tuple[set[str], set[str], set[str]]:
+        """Of these calls: whose charge waits or is in quarantine, who was told long ago, who is known."""
         waiting: set[str] = set()
         settled: set[str] = set()
+        recorded: set[str] = set()
         before = self._now_ms() - SETTLED_MS
         for some in _groups(hold_ids):
             queries = (
+                (recorded, select(usage.c.event_id).where(usage.c.event_id.in_(some))),
                 (waiting, select(outbox.c.event_id).where(outbox.c.event_id.in_(some))),
                 (
                     waiting,
@@ -171,9 +242,15 @@ class RedisView:
             async with self._database.read() as connection:
                 for into, query in queries:
                     into.update(name for name in await connection.scalars(query) if name)
-        return waiting, settled
+        return waiting, settled, recorded
 
     async def _scan(self) -> AsyncIterator[_Account]:
+        async for names in self._names():
+            for name in names:
+                yield await self._look(name)
+
+    async def _names(self) -> AsyncIterator[list[str]]:
+        """The accounts that hold something."""
         cursor: Word = 0
         while True:
             reply = await self._ask("SCAN", cursor, "MATCH", HOLDS_PATTERN, "COUNT", SCAN_KEYS)
@@ -182,9 +259,7 @@ class RedisView:
             assert isinstance(next_cursor, bytes)
             assert isinstance(keys, list)
             cursor = next_cursor
-            for key in keys:
-                if isinstance(key, bytes):
-                    yield await self._look(account_of(key))
+            yield [account_of(key) for key in keys if isinstance(key, bytes)]
             if cursor == b"0":
                 return
 

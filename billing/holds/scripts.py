@@ -24,6 +24,7 @@ class Script(Enum):
     CANCEL = "cancel"
     APPLY = "apply"
     REGISTER = "register"
+    MARK = "mark"
     LOAD = "load"
     LIST = "list"
     CLAIM = "claim"

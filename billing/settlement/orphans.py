@@ -7,7 +7,7 @@ import msgspec
 from sqlalchemy import delete, exists, select, update
 
 from billing.db.session import Database
-from billing.db.tables import accounts, holds, usage
+from billing.db.tables import accounts, holds, quarantine, usage
 from billing.events import Revision
 
 RELEASED_AT_ONCE: Final = 500
@@ -36,7 +36,10 @@ class OrphanHolds(Protocol):
         ...
 
     async def release_residuals(self, started_before: int) -> int:
-        """Drop what estimates left held of calls that began before (milliseconds); how many."""
+        """Drop what estimates left held of calls that began before (milliseconds); how many.
+
+        Of such calls no final can come any more: billing.settlement.late_finals.
+        """
         ...
 
 
@@ -63,7 +66,8 @@ class DatabaseOrphans:
         return [HeldCall(**row) for row in rows]
 
     async def release_residuals(self, started_before: int) -> int:
-        # A final that waits to be settled needs the residual still; settling it drops the hold.
+        # A final that waits to be settled, or for a person, needs the residual still; settling it
+        # drops the hold.
         old = (
             select(holds.c.hold_id, holds.c.account)
             .where(
@@ -71,6 +75,9 @@ class DatabaseOrphans:
                 holds.c.started_at < started_before,
                 ~exists().where(
                     usage.c.event_id == holds.c.hold_id, usage.c.revision == Revision.FINAL
+                ),
+                ~exists().where(
+                    quarantine.c.event_id == holds.c.hold_id, quarantine.c.resolved_at.is_(None)
                 ),
             )
             .limit(RELEASED_AT_ONCE)

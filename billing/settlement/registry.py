@@ -9,18 +9,18 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from contextlib import suppress
 from enum import Enum
 from typing import Final
 
 import asyncpg
 import msgspec
-from sqlalchemy import insert, select, update
+from sqlalchemy import delete, exists, insert, select, update
 from sqlalchemy.exc import SQLAlchemyError
 
 from billing.db.session import Database
-from billing.db.tables import processes
+from billing.db.tables import holds, processes
 
 _log: Final = logging.getLogger(__name__)
 
@@ -28,6 +28,9 @@ _log: Final = logging.getLogger(__name__)
 AWAY: Final = (
     SQLAlchemyError, OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError,
 )  # fmt: skip
+
+KEPT_MS: Final = 86_400_000  # the row of a process that is over stays at least so long
+FORGOTTEN_AT_ONCE: Final = 1_000
 
 
 class Pace(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,13 +52,21 @@ class Beat(Enum):
     REWOUND = "rewound"  # the row is older than what was written: a backup was restored
 
 
+class SpoolReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What a process says of its spool with every heartbeat; see billing.settlement.late_finals."""
+
+    directory: str = ""  # late_finals.directory_id
+    pending: Callable[[], bool] = bool  # whether a charge may lie there, or in memory alone
+
+
 class Registration:
     """One process's row, under the id that its holds carry; `new_id` makes one for another life.
 
-    `monotonic` gives seconds, `now_ms` milliseconds since the epoch.
+    `monotonic` gives seconds, `now_ms` milliseconds since the epoch. `may_hold`: False for a process
+    that never reserves credit; the row says so before the process could.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - its parts, each by name
         self,
         database: Database,
         *,
@@ -64,9 +75,13 @@ class Registration:
         now_ms: Callable[[], int],
         monotonic: Callable[[], float],
         pace: Pace | None = None,
+        spool: SpoolReport | None = None,
+        may_hold: bool = True,
     ) -> None:
         self._database = database
         self._new_id = new_id
+        self._may_hold = may_hold
+        self.spool = spool or SpoolReport()
         self._now_ms = now_ms
         self._monotonic = monotonic
         self.pace = pace or Pace()
@@ -132,7 +147,7 @@ class Registration:
                 await connection.execute(
                     update(processes)
                     .where(processes.c.process == self.process, processes.c.ended_at.is_(None))
-                    .values(ended_at=self._now_ms())
+                    .values(ended_at=self._now_ms(), spool_pending=self.spool.pending())
                 )
 
     async def resume(self) -> None:
@@ -180,7 +195,11 @@ class Registration:
         renewed = (
             update(processes)
             .where(processes.c.process == self.process, processes.c.ended_at.is_(None))
-            .values(heartbeat_at=self._now_ms(), heartbeats=processes.c.heartbeats + 1)
+            .values(
+                heartbeat_at=self._now_ms(),
+                heartbeats=processes.c.heartbeats + 1,
+                spool_pending=self.spool.pending(),
+            )
             .returning(processes.c.heartbeats)
         )
         async with self._database.write() as connection:
@@ -197,7 +216,12 @@ class Registration:
                 row = (await connection.execute(ended)).first()
         except AWAY:
             return Beat.AWAY
-        return Beat.REWOUND if row is None else Beat.DEAD
+        return Beat.REWOUND if row is None and not self._may_be_forgotten() else Beat.DEAD
+
+    def _may_be_forgotten(self) -> bool:
+        """Whether it has been silent for so long that even the row of its death may be gone."""
+        renewed_at = self._renewed_at
+        return renewed_at is None or (self._monotonic() - renewed_at) * 1000 >= KEPT_MS
 
     def _row(self, now: int) -> dict[str, object]:
         return {
@@ -207,6 +231,9 @@ class Registration:
             "started_at": now,
             "heartbeat_at": now,
             "heartbeats": 0,
+            "may_hold": self._may_hold,
+            "spool": self.spool.directory,
+            "spool_pending": self.spool.pending(),
         }
 
 
@@ -232,4 +259,30 @@ async def end_others(database: Database, process: str, now_ms: int) -> None:
     """Whoever calls this has proof that every other process is gone: a lock, not silence."""
     over = update(processes).where(processes.c.process != process, processes.c.ended_at.is_(None))
     async with database.write() as connection:
-        await connection.execute(over.values(ended_at=now_ms))
+        await connection.execute(over.values(ended_at=now_ms, spool_pending=True))
+
+
+async def forget_ended(database: Database, *, ended_before: int, keep: Collection[str]) -> int:
+    """Delete the rows of processes that ended before (milliseconds); how many.
+
+    Those of `keep` stay, and those that a hold still names. Whoever has no row counts as gone, so
+    what a forgotten process may have left elsewhere is taken up as before.
+    """
+    old = (
+        select(processes.c.process)
+        .where(
+            processes.c.ended_at < ended_before,
+            processes.c.process.not_in(keep),
+            ~exists().where(holds.c.process == processes.c.process),
+        )
+        .limit(FORGOTTEN_AT_ONCE)
+    )
+    async with database.write() as connection:
+        found = (await connection.scalars(old)).all()
+        if not found:
+            return 0
+        # Again by the end: a backup may be restored at any moment.
+        gone = delete(processes).where(
+            processes.c.process.in_(found), processes.c.ended_at < ended_before
+        )
+        return (await connection.execute(gone)).rowcount

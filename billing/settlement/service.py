@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Final, Protocol
 
@@ -10,6 +10,7 @@ import msgspec
 
 from billing.settlement.election import Election
 
+CANCEL_AGAIN_SECONDS: Final = 1.0
 LOOK_SECONDS: Final = 2.0  # between two looks whether this process is elected
 
 _log: Final = logging.getLogger(__name__)
@@ -27,6 +28,19 @@ class Endless(Protocol):
     """Something that runs until it is cancelled."""
 
     async def run(self) -> None: ...
+
+
+async def end_tasks(tasks: Iterable[asyncio.Task[None]]) -> None:
+    """Cancel until they have ended.
+
+    Once is not enough: what cleans up after a cancellation (a driver that closes its connection) may
+    fail in its place, and whoever goes on after any failure then goes on for ever.
+    """
+    pending = set(tasks)
+    while pending:
+        for task in pending:
+            task.cancel()
+        _, pending = await asyncio.wait(pending, timeout=CANCEL_AGAIN_SECONDS)
 
 
 class Chore(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,8 +81,7 @@ class LedgerService:
         try:
             await self._settling.run()
         finally:
-            for chore in chores:
-                chore.cancel()
+            await end_tasks(chores)
             await asyncio.gather(*chores, return_exceptions=True)
 
 

@@ -118,6 +118,16 @@ class Spool:
         except OSError:
             return 0
 
+    def has_files(self) -> bool:
+        """Whether anything of anybody may still have to be replayed; True if that cannot be told."""
+        try:
+            with os.scandir(self._directory) as files:
+                return any(file.name.endswith((_OPEN_SUFFIX, _SEALED_SUFFIX)) for file in files)
+        except FileNotFoundError:
+            return False
+        except OSError:
+            return True
+
     async def seal(self, gone: Callable[[str], bool] = nobody) -> list[Path]:
         """Close the open file and give all that can be replayed; they stay ours until `done`.
 

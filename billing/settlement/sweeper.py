@@ -8,10 +8,11 @@ of the sweeper itself, starts the waiting anew. Several sweepers at once are saf
 import asyncio
 import logging
 from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 from typing import Final
 
 import msgspec
-from sqlalchemy import insert, literal, select, update
+from sqlalchemy import insert, literal, select, true, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing.context import decode_context
@@ -27,11 +28,13 @@ from billing.events import (
     UsageSource,
 )
 from billing.holds import GuardUnavailableError
+from billing.settlement.late_finals import LateFinals
 from billing.settlement.orphans import HeldCall, OrphanHolds
-from billing.settlement.registry import AWAY, Pace
+from billing.settlement.registry import AWAY, KEPT_MS, Pace, forget_ended
 from pricing_rules.usage import Usage
 
 ORPHANS_AT_ONCE: Final = 500
+FORGET_SECONDS: Final = 600.0  # between two times that rows of ended processes are deleted
 MISSED_LOOKS_MAX: Final = 3  # a longer pause between two looks starts the waiting anew
 
 _UNKNOWN: Final = -1  # heartbeats of a process that holds something and has no row
@@ -52,10 +55,14 @@ class _Seen(msgspec.Struct, frozen=True):
 
     heartbeats: int
     since: float
+    moved: bool = False  # this sweeper saw the count rise
 
 
 class Sweeper:
-    """`look` every `pace.beat_seconds`; `on_estimate` wakes whoever settles."""
+    """`look` every `pace.beat_seconds`; `on_estimate` wakes whoever settles.
+
+    `spool_owners`: the processes whose charges lie in files here and wait to be adopted.
+    """
 
     def __init__(  # noqa: PLR0913 - its parts, each by name
         self,
@@ -68,14 +75,18 @@ class Sweeper:
         monotonic: Callable[[], float],
         on_estimate: Callable[[], None] = lambda: None,
         pace: Pace | None = None,
+        spool_owners: Callable[[], AbstractSet[str]] = frozenset,
     ) -> None:
         self._database = database
         self._hot = hot
         self._orphans = orphans
-        self._call_ms_max = round(call_seconds_max * 1000)
+        self._late_finals = LateFinals(database, call_seconds_max=call_seconds_max)
         self._now_ms = now_ms
         self._monotonic = monotonic
+        self._kept_ms = max(KEPT_MS, 2 * round(call_seconds_max * 1000))
+        self._forgot_at: float | None = None
         self._on_estimate = on_estimate
+        self._spool_owners = spool_owners
         self.pace = pace or Pace()
         self._seen: dict[str, _Seen] = {}
         self._looked_at: float | None = None
@@ -102,7 +113,13 @@ class Sweeper:
         dead = await self._bury(self._silent(alive | unknown, now))
         gone = dead | {process for process, is_over in ended.items() if is_over}
         estimates = await self._estimate([call for call in held if call.process in gone])
-        released = await self._orphans.release_residuals(self._now_ms() - self._call_ms_max)
+        fresh = self._fresh(alive.keys() - dead, now)
+        before = await self._late_finals.advance(
+            fresh, self._now_ms(), strangers=bool(unknown.keys() - dead)
+        )
+        released = await self._orphans.release_residuals(before)
+        if len(held) < ORPHANS_AT_ONCE:
+            await self._forget(holders, now)
         self._looked_at = now
         return Swept(dead=tuple(sorted(dead)), estimates=estimates, released=released)
 
@@ -140,10 +157,18 @@ class Sweeper:
         for process, count in counts.items():
             seen = self._seen.get(process)
             if seen is None or seen.heartbeats != count:
-                self._seen[process] = _Seen(count, now)
+                self._seen[process] = _Seen(count, now, moved=seen is not None)
             elif now - seen.since >= self.pace.dead_seconds:
                 silent[process] = count
         return silent
+
+    def _fresh(self, alive: AbstractSet[str], now: float) -> set[str]:
+        """Those whose heartbeat this sweeper saw come in, not long ago."""
+        return {
+            process
+            for process, seen in self._seen.items()
+            if process in alive and seen.moved and now - seen.since < self.pace.admit_seconds
+        }
 
     async def _bury(self, silent: dict[str, int]) -> set[str]:
         """Declare them dead, unless they stirred meanwhile; the row decides, once for all."""
@@ -162,11 +187,11 @@ class Sweeper:
         now = self._now_ms()
         if count == _UNKNOWN:
             # It never registered, or a restored backup lacks it: from now on it cannot.
-            row = select(literal(process), literal(now), literal(now), literal(now)).where(
+            row = select(literal(process), literal(now), literal(now), literal(now), true()).where(
                 ~select(processes.c.process).where(processes.c.process == process).exists()
             )
             into = insert(processes).from_select(
-                ["process", "started_at", "heartbeat_at", "ended_at"], row
+                ["process", "started_at", "heartbeat_at", "ended_at", "spool_pending"], row
             )
             return (await connection.execute(into)).rowcount == 1
         ended = (
@@ -176,9 +201,22 @@ class Sweeper:
                 processes.c.heartbeats == count,
                 processes.c.ended_at.is_(None),
             )
-            .values(ended_at=now)
+            .values(ended_at=now, spool_pending=True)  # until somebody looks into its spool
         )
         return (await connection.execute(ended)).rowcount == 1
+
+    async def _forget(self, holders: set[str], now: float) -> None:
+        """Delete what nobody will ask for any more; `holders` are all that hold anything."""
+        if self._forgot_at is not None and now - self._forgot_at < FORGET_SECONDS:
+            return
+        self._forgot_at = now
+        forgotten = await forget_ended(
+            self._database,
+            ended_before=self._now_ms() - self._kept_ms,
+            keep=holders | self._spool_owners(),
+        )
+        if forgotten:
+            _log.info("%d processes that ended long ago are forgotten", forgotten)
 
     # -- what they leave ---------------------------------------------------------------------
 

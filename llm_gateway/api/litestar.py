@@ -12,13 +12,22 @@ from litestar.types import ControllerRouterHandler, Message, Scope
 
 from llm_gateway import errors
 from llm_gateway.api import problems
-from llm_gateway.api.admin import admin_router
+from llm_gateway.api.admin.router import admin_router
+from llm_gateway.api.bodies import StrictRequest
 from llm_gateway.api.models import models_router
 from llm_gateway.api.ops import HealthController, MetricsController
-from llm_gateway.api.state import ApiState, Dependency, ModelOffer, Surface
-from llm_gateway.api.store import store_router
+from llm_gateway.api.state import ApiState, Dependency, ModelOffer, OpsState, Surface
+from llm_gateway.api.store.router import store_router
 
-__all__ = ["ApiState", "Dependency", "ModelOffer", "Surface", "create_api"]
+__all__ = [
+    "ApiState",
+    "Dependency",
+    "ModelOffer",
+    "OpsState",
+    "Surface",
+    "create_api",
+    "create_watch_api",
+]
 
 BODY_BYTES_MAX: Final = 256 * 1024  # price books have a limit of their own
 
@@ -40,12 +49,32 @@ def create_api(state: ApiState, surface: Surface = Surface.ALL) -> Litestar:
 
     return Litestar(
         route_handlers=_handlers(surface),
-        dependencies={"api": Provide(api, sync_to_thread=False)},
+        dependencies={"api": Provide(api, sync_to_thread=False), "ops": _provide(state.ops)},
         state=State({"api": state}),  # for guards, which are handed no dependency
         exception_handlers={Exception: problems.answer},
         before_send=[add_request_id],
         openapi_config=_openapi() if Surface.OPERATIONS in surface else None,
+        request_class=StrictRequest,
         request_max_body_size=BODY_BYTES_MAX,
+        logging_config=None,
+        debug=False,
+    )
+
+
+def _provide(state: OpsState) -> Provide:
+    def ops() -> OpsState:
+        return state
+
+    return Provide(ops, sync_to_thread=False)
+
+
+def create_watch_api(state: OpsState) -> Litestar:
+    """Health and metrics alone, for a process that takes no calls."""
+    return Litestar(
+        route_handlers=[HealthController, MetricsController],
+        dependencies={"ops": _provide(state)},
+        exception_handlers={Exception: problems.answer},
+        openapi_config=None,
         logging_config=None,
         debug=False,
     )

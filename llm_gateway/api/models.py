@@ -10,7 +10,7 @@ from billing.keys import KeyInfo
 from llm_gateway import errors
 from llm_gateway.api.deps import provide_reader
 from llm_gateway.api.state import ApiState, ModelOffer
-from llm_gateway.api.views import ModelList, ModelView
+from llm_gateway.api.views.models import ModelList, ModelView
 from llm_gateway.identity import Caller, may_use_model
 from pricing_rules import globs
 from pricing_rules.book import Book
@@ -27,8 +27,9 @@ class ModelsController(Controller):
         self, api: NamedDependency[ApiState], reader: NamedDependency[Caller]
     ) -> ModelList:
         """List the models that this key can call."""
-        _, book = api.books.current(api.now_ms())
-        return ModelList(data=callable_models(api.offers(), book, reader.scene, reader.key))
+        now_ms = api.now_ms()
+        _, book = api.books.current(now_ms)
+        return ModelList(data=callable_models(api.offers(), book, reader.scene, reader.key, now_ms))
 
     @get("/{model_id:path}")
     async def get_model(
@@ -39,8 +40,9 @@ class ModelsController(Controller):
     ) -> ModelView:
         """Get one model; names may hold slashes."""
         name = model_id.removeprefix("/")
-        _, book = api.books.current(api.now_ms())
-        models = callable_models(api.offers(), book, reader.scene, reader.key)
+        now_ms = api.now_ms()
+        _, book = api.books.current(now_ms)
+        models = callable_models(api.offers(), book, reader.scene, reader.key, now_ms)
         for model in models:
             if model.id == name:
                 return model
@@ -58,23 +60,26 @@ def models_router() -> Router:
 
 
 def callable_models(
-    offers: Sequence[ModelOffer], book: Book, scene: str, key: KeyInfo
+    offers: Sequence[ModelOffer], book: Book, scene: str, key: KeyInfo, at: int
 ) -> list[ModelView]:
-    """The models that are offered, priced for the scene, and open to the key, by name. Pure."""
+    """The models that are offered, priced for the scene, and open to the key, by name. Pure.
+
+    `at`: for when they are to be priced, milliseconds since the epoch.
+    """
     found: dict[str, ModelView] = {}
     for offer in offers:
         names = _named_by_rules(offer, book) if offer.name == ANY_MODEL else [offer.name]
         for name in names:
-            provider = _priced_by(offer, book, scene, name)
+            provider = _priced_by(offer, book, scene, name, at)
             if provider and may_use_model(key, name):
                 found.setdefault(name, ModelView(id=name, owned_by=provider))
     return [found[name] for name in sorted(found)]
 
 
-def _priced_by(offer: ModelOffer, book: Book, scene: str, name: str) -> str:
+def _priced_by(offer: ModelOffer, book: Book, scene: str, name: str, at: int) -> str:
     """The first provider whose model has a price, "" if none has."""
     for provider, model in offer.targets:
-        if match(book, scene, provider, name if model == ANY_MODEL else model):
+        if match(book, scene, provider, name if model == ANY_MODEL else model, at):
             return provider
     return ""
 

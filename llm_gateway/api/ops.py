@@ -5,8 +5,8 @@ from typing import Final
 from litestar import Controller, Response, get
 from litestar.di import NamedDependency
 
-from llm_gateway.api.state import ApiState
-from llm_gateway.api.views import DependencyView, HealthView, ReadyView
+from llm_gateway.api.state import OpsState
+from llm_gateway.api.views.health import DependencyView, HealthView, ReadyView
 
 PROMETHEUS_TEXT: Final = "text/plain; version=0.0.4"
 
@@ -20,9 +20,9 @@ class HealthController(Controller):
         return HealthView()
 
     @get("/readyz", tags=["operations"], security=[{}])
-    async def ready(self, api: NamedDependency[ApiState]) -> Response[ReadyView]:
+    async def ready(self, ops: NamedDependency[OpsState]) -> Response[ReadyView]:
         """A row for each dependency; 503 while one of them is down."""
-        dependencies = await api.readiness()
+        dependencies = await ops.readiness()
         up = all(dependency.up for dependency in dependencies)
         view = ReadyView(
             status="ready" if up else "unavailable",
@@ -42,6 +42,6 @@ class MetricsController(Controller):
     """Counts without accounts or keys."""
 
     @get("/metrics", media_type=PROMETHEUS_TEXT, tags=["operations"], security=[{}])
-    async def metrics(self, api: NamedDependency[ApiState]) -> str:
+    async def metrics(self, ops: NamedDependency[OpsState]) -> str:
         """Prometheus' text format."""
-        return api.metrics()
+        return await ops.metrics()

@@ -163,7 +163,7 @@ def _of_litestar(exception: HTTPException) -> errors.GatewayError:
         case _ if exception.status_code == errors.UnsupportedMediaTypeError.status:
             return errors.UnsupportedMediaTypeError()
         case _ if exception.status_code < 500:
-            return errors.InvalidRequestError("The request cannot be read: is its body valid JSON?")
+            return unreadable()
         case _:
             return errors.InternalError()
 
@@ -179,6 +179,11 @@ class RequestTooLargeError(errors.GatewayError):
         super().__init__("The request body is too large for this address.")
 
 
+def unreadable() -> errors.InvalidRequestError:
+    """The error for a body that is no JSON, or what else Litestar cannot make out."""
+    return errors.InvalidRequestError("The request cannot be read: is its body valid JSON?")
+
+
 def _of_validation(exception: ValidationException) -> errors.GatewayError:
     """Names the field. msgspec's messages tell types and limits; only that of an enum the value."""
     extra = exception.extra
@@ -187,7 +192,11 @@ def _of_validation(exception: ValidationException) -> errors.GatewayError:
         return errors.InvalidRequestError("The request is not as this address expects it.")
     # A body as a whole is called "data" by Litestar; clients know only its fields.
     field = str(first.get("key") or "").removeprefix("data").removeprefix(".")
-    message = str(first.get("message") or "is not valid")
+    return wrong_field(field, str(first.get("message") or "is not valid"))
+
+
+def wrong_field(field: str, message: str) -> errors.InvalidRequestError:
+    """The error for one field, "" for the whole; `message` is msgspec's, without its value."""
     if message.startswith("Invalid enum value"):
         message = "This is none of the values that are allowed here"
     text = f"{field}: {message}." if field else f"{message}."

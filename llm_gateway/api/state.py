@@ -42,6 +42,13 @@ class Dependency(msgspec.Struct, frozen=True, kw_only=True):
     detail: str = ""
 
 
+class OpsState(msgspec.Struct, frozen=True, kw_only=True):
+    """What health and metrics need, of a gateway or a ledger worker."""
+
+    metrics: Callable[[], Awaitable[str]]  # Prometheus' text format
+    readiness: Callable[[], Awaitable[Sequence[Dependency]]]
+
+
 class ApiState(msgspec.Struct, frozen=True, kw_only=True):
     """Everything the controllers need."""
 
@@ -56,5 +63,4 @@ class ApiState(msgspec.Struct, frozen=True, kw_only=True):
     now_ms: Callable[[], int]
     new_event_id: Callable[[int], str]
     offers: Callable[[], Sequence[ModelOffer]]
-    metrics: Callable[[], str]  # Prometheus' text format
-    readiness: Callable[[], Awaitable[Sequence[Dependency]]]
+    ops: OpsState

@@ -3,7 +3,8 @@
 import rich_click as click
 
 from llm_gateway import clock
-from llm_gateway.api.views import AccountList, AccountView, GrantView
+from llm_gateway.api.views.accounts import AccountList, AccountView
+from llm_gateway.api.views.grants import GrantView
 from llm_gateway.cli.client import Client, admin_command, json_option, segment
 from llm_gateway.cli.output import (
     Credits,

@@ -12,7 +12,8 @@ import rich_click as click
 from openai.types import CompletionUsage
 from openai.types.chat import ChatCompletionChunk
 
-from llm_gateway.api.views import BalanceView, ChargeView
+from llm_gateway.api.views.accounts import BalanceView
+from llm_gateway.api.views.charges import ChargeView
 from llm_gateway.cli.client import (
     CONNECT_SECONDS,
     DEFAULT_URL,

@@ -5,7 +5,8 @@ from datetime import UTC, datetime, timedelta
 import rich_click as click
 
 from llm_gateway import clock
-from llm_gateway.api.views import KeyList, KeyView, NewKeyView, moment
+from llm_gateway.api.views.keys import KeyList, KeyView, NewKeyView
+from llm_gateway.api.views.shared import moment
 from llm_gateway.cli.client import Client, admin_command, json_option, segment
 from llm_gateway.cli.failure import CommandError
 from llm_gateway.cli.output import print_facts, print_json, print_rest, print_table

@@ -5,17 +5,12 @@ from typing import Final
 
 import rich_click as click
 
-from llm_gateway.api.operation_views import (
-    CallView,
-    EventView,
-    HoldDetailView,
-    QuarantinedEventView,
-    RebuiltView,
-    ReleasedHoldView,
-    ResolvedView,
-    WaitingEventView,
-)
-from llm_gateway.api.views import HoldList, OutboxList, QuarantineList, Time
+from llm_gateway.api.views.charges import CallView, EventView
+from llm_gateway.api.views.guard import RebuiltView
+from llm_gateway.api.views.holds import HoldDetailView, HoldList, ReleasedHoldView
+from llm_gateway.api.views.outbox import OutboxList, WaitingEventView
+from llm_gateway.api.views.quarantine import QuarantinedEventView, QuarantineList, ResolvedView
+from llm_gateway.api.views.shared import Time
 from llm_gateway.cli.client import Client, admin_command, json_option, segment
 from llm_gateway.cli.output import Credits, print_facts, print_json, print_rest, print_table
 

@@ -7,7 +7,13 @@ from typing import Final
 import rich_click as click
 
 from llm_gateway import clock
-from llm_gateway.api.views import ActivationView, BookList, ExplainView, ProblemView, UploadView
+from llm_gateway.api.views.price_books import (
+    ActivationView,
+    BookList,
+    ExplainView,
+    ProblemView,
+    UploadView,
+)
 from llm_gateway.cli.client import Client, admin_command, json_option
 from llm_gateway.cli.failure import REFUSED, CommandError
 from llm_gateway.cli.keys import parse_when

@@ -2,6 +2,7 @@
 
 import asyncio
 import sys
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,10 @@ from llm_gateway.cli.settings import config_option, data_dir_option, load_settin
 from llm_gateway.config import Config, Overrides
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from billing.db.session import Database
+    from billing.holds.redis_view import RedisView
     from billing.settlement.reconcile import Repaired, Report
 
 
@@ -27,9 +32,10 @@ if TYPE_CHECKING:
 def reconcile(config_path: Path | None, data_dir: str | None, repair: bool, as_json: bool) -> None:
     """Check that ledger, charges, holds and rollups agree; exit status 1 if they do not.
 
+    Holds in Redis are compared with the ledger; --repair leaves them alone (guard rebuild).
     Reads alone (but for --repair), and may run beside gateways and workers.
     """
-    from llm_gateway.api.operation_views import RepairView, repaired_view, report_view
+    from llm_gateway.api.views.reconcile import RepairView, repaired_view, report_view
 
     config = load_settings(config_path, Overrides(data_dir=data_dir))
     repaired, report = asyncio.run(_reconcile(config, repair=repair))
@@ -49,6 +55,7 @@ async def _reconcile(config: Config, *, repair: bool) -> "tuple[Repaired | None,
 
     from billing.db import migrate
     from billing.db.session import Database
+    from billing.holds.redis_connection import RedisAddressError
     from billing.settlement.reconcile import Reconciler
     from llm_gateway import clock
 
@@ -68,11 +75,42 @@ async def _reconcile(config: Config, *, repair: bool) -> "tuple[Repaired | None,
             database, now_ms=clock.now_ms, call_seconds_max=config.guard.call_seconds_max
         )
         repaired = await reconciler.repair() if repair else None
-        return repaired, await reconciler.run()
+        async with _guard(config, database) as guard:
+            reconciler = Reconciler(
+                database,
+                now_ms=clock.now_ms,
+                call_seconds_max=config.guard.call_seconds_max,
+                guard=guard,
+            )
+            return repaired, await reconciler.run()
+    except RedisAddressError as error:
+        raise CommandError(f"[guard] {error}") from error
     except (SQLAlchemyError, OSError) as error:
         raise CommandError(f"the database failed ({type(error).__name__})") from error
     finally:
         await database.dispose()
+
+
+@asynccontextmanager
+async def _guard(config: Config, database: "Database") -> "AsyncIterator[RedisView | None]":
+    """Holds in Redis, looked at from outside; None: they are in the database."""
+    from billing.holds.redis_connection import parse_address
+    from billing.holds.redis_view import RedisReader, RedisView
+    from llm_gateway import clock
+
+    if config.guard.store == "database":
+        yield None
+        return
+    reader = RedisReader(parse_address(config.guard.redis_url))
+    try:
+        yield RedisView(
+            reader,
+            database,
+            now_ms=clock.now_ms,
+            call_seconds_max=config.guard.call_seconds_max,
+        )
+    finally:
+        await reader.close()
 
 
 def _print(repaired: "Repaired | None", report: "Report") -> None:

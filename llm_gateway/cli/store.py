@@ -2,7 +2,8 @@
 
 import rich_click as click
 
-from llm_gateway.api.views import BalanceView, TransactionList
+from llm_gateway.api.views.accounts import BalanceView
+from llm_gateway.api.views.transactions import TransactionList
 from llm_gateway.cli.client import Client, json_option, user_command
 from llm_gateway.cli.output import Credits, print_facts, print_json, print_rest, print_table
 

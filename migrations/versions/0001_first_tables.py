@@ -1,15 +1,12 @@
-"""The first tables: accounts, ledger, usage, outbox, holds, price books, keys, audit."""
+"""The first tables: accounts, ledger, usage, outbox, holds, price books, keys, audit.
+
+Frozen: like every migration it takes nothing from the code, whose constants change their meaning.
+"""
+
+import datetime as dt
 
 import sqlalchemy as sa
 from alembic import op
-
-from billing.db.partitions import add_partitions, no_truncate
-from billing.db.tables import (
-    APPEND_ONLY,
-    REFUSE_CHANGE,
-    append_only_triggers,
-    append_only_triggers_on_postgres,
-)
 
 revision = "0001"
 down_revision = None
@@ -18,6 +15,20 @@ depends_on = None
 
 # Ids sort by their bytes, whatever the language of the server.
 ID = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
+
+
+APPEND_ONLY = ("ledger_entries", "usage", "price_books", "price_book_activations", "admin_audit")
+
+# An exception of this class reads as what it is: a constraint that was about to be broken.
+REFUSE_CHANGE = """
+CREATE FUNCTION refuse_change() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    RAISE EXCEPTION '% is append-only', TG_TABLE_NAME
+        USING ERRCODE = 'integrity_constraint_violation';
+END $$
+"""
+
+MONTHS_AHEAD = 3
 
 
 def upgrade() -> None:
@@ -321,22 +332,33 @@ def upgrade() -> None:
     )
 
     if op.get_bind().dialect.name == "sqlite":
-        for table in APPEND_ONLY:
-            for statement in append_only_triggers(table):
-                op.execute(statement)
+        _on_sqlite()
     else:
         _on_postgres()
+
+
+def _on_sqlite() -> None:
+    for table in APPEND_ONLY:
+        for verb in ("UPDATE", "DELETE"):
+            op.execute(
+                f"CREATE TRIGGER {table}_no_{verb.lower()} BEFORE {verb} ON {table} "
+                f"BEGIN SELECT RAISE(ABORT, '{table} is append-only'); END"
+            )
 
 
 def _on_postgres() -> None:
     op.execute(REFUSE_CHANGE)
     op.execute("CREATE TABLE usage_default PARTITION OF usage DEFAULT")
+    # Triggers for rows hold for partitions too, that for TRUNCATE does not.
     for table in APPEND_ONLY:
-        for statement in append_only_triggers_on_postgres(table):
-            op.execute(statement)
-    for statement in no_truncate("usage_default"):
-        op.execute(statement)
-    add_partitions(op.get_bind())
+        for verb in ("UPDATE", "DELETE"):
+            op.execute(
+                f"CREATE TRIGGER {table}_no_{verb.lower()} BEFORE {verb} ON {table}"
+                " FOR EACH ROW EXECUTE FUNCTION refuse_change()"
+            )
+        _refuse_truncate(table)
+    _refuse_truncate("usage_default")
+    _add_months()
     # Rows that are changed often find room on their page, and no index has to know of it.
     op.execute("ALTER TABLE accounts SET (fillfactor = 50)")
     for table in ("holds", "outbox"):
@@ -345,6 +367,42 @@ def _on_postgres() -> None:
             f"ALTER TABLE {table} SET (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02,"
             " autovacuum_vacuum_threshold = 2000, autovacuum_vacuum_cost_delay = 0)"
         )
+
+
+def _refuse_truncate(table: str) -> None:
+    op.execute(
+        f"CREATE TRIGGER {table}_no_truncate BEFORE TRUNCATE ON {table}"
+        " FOR EACH STATEMENT EXECUTE FUNCTION refuse_change()"
+    )
+
+
+def _add_months() -> None:
+    """Partitions of this month and those ahead, by the database's clock; later ones the workers make.
+
+    Event ids are UUIDv7 and begin with their milliseconds, so a month is a range of ids:
+    https://www.rfc-editor.org/rfc/rfc9562#name-uuid-version-7
+    """
+    now_ms = op.get_bind().scalar(
+        sa.text("SELECT CAST(extract(epoch FROM now()) * 1000 AS bigint)")
+    )
+    now = dt.datetime.fromtimestamp(now_ms / 1000, dt.UTC)
+    first = dt.datetime(now.year, now.month, 1, tzinfo=dt.UTC)
+    for _ in range(MONTHS_AHEAD + 1):
+        following = dt.datetime(
+            first.year + first.month // 12, first.month % 12 + 1, 1, tzinfo=dt.UTC
+        )
+        name = f"usage_y{first.year:04d}m{first.month:02d}"
+        op.execute(
+            f"CREATE TABLE {name} PARTITION OF usage"
+            f" FOR VALUES FROM ('{_first_id(first)}') TO ('{_first_id(following)}')"
+        )
+        _refuse_truncate(name)
+        first = following
+
+
+def _first_id(moment: dt.datetime) -> str:
+    digits = f"{round(moment.timestamp() * 1000):012x}"
+    return f"{digits[:8]}-{digits[8:]}"
 
 
 def downgrade() -> None:

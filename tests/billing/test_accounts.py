@@ -1,9 +1,8 @@
 """Accounts: made, suspended, granted once per event id; what owners read; calls explained."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from pathlib import Path
 
+import asyncpg
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,10 +22,11 @@ from billing.charges import Settlement, explain_charge
 from billing.context import BillingContext, encode_context
 from billing.events import ChargeEvent, Finish, Revision, UsageNotes, UsageQuality, UsageSource
 from billing.holds import Granted, HoldRequest, Refused
-from billing.ledger import Entry
+from billing.ledger import Entry, Posted
 from billing.lists import PageRequest
 from pricing_rules.usage import Usage
 from tests.support.control import BOOK, NOON, Control, control
+from tests.support.services import pg_dsn
 
 CREDIT = 1_000_000  # micro-credits
 
@@ -35,12 +35,6 @@ CREDIT = 1_000_000  # micro-credits
 # 11 x 250 + 3 x 125 + 2 x 1,000 = 2,750 + 375 + 2,000 = 5,125.
 USAGE = Usage(input=11, cached_input=3, output=2)
 AMOUNT = 5_125
-
-
-@pytest.fixture
-async def plane(tmp_path: Path) -> AsyncIterator[Control]:
-    async with control(tmp_path) as made:
-        yield made
 
 
 def _grant(amount: int = 10 * CREDIT, *, event_id: str = "g1", account: str = "ada") -> Grant:
@@ -147,6 +141,63 @@ async def test_account_is_made_once(plane: Control) -> None:
     with pytest.raises(AccountExistsError):
         await plane.accounts.create("ada", name="other", actor="test")
     assert (await plane.accounts.get("ada")).name == ""
+
+
+async def test_creating_at_once_makes_one_account(plane: Control) -> None:
+    made = await asyncio.gather(
+        *(plane.accounts.create("ada", name=f"n{n}", actor="test") for n in range(8)),
+        return_exceptions=True,
+    )
+    (info,) = [one for one in made if isinstance(one, AccountInfo)]
+    assert [type(one) for one in made].count(AccountExistsError) == 7
+    assert (await plane.accounts.get("ada")).name == info.name
+    assert (await plane.audit.page(PageRequest())).total == 1
+
+
+async def test_creating_beside_first_entries_keeps_both(plane: Control) -> None:
+    accounts = [f"user-{number}" for number in range(12)]
+    made, posted = await asyncio.gather(
+        asyncio.gather(
+            *(plane.accounts.create(account, actor="test") for account in accounts),
+            return_exceptions=True,
+        ),
+        asyncio.gather(*(plane.hot.post([_entry(account)]) for account in accounts)),
+    )
+    assert {type(one) for one in made} <= {AccountInfo, AccountExistsError}
+    assert [type(one) for (one,) in posted] == [Posted] * 12
+    assert [(await plane.accounts.get(account)).balance for account in accounts] == [CREDIT] * 12
+
+
+def _entry(account: str) -> Entry:
+    return Entry(
+        event_id=f"bought:{account}",
+        account=account,
+        source="purchase",
+        direction="income",
+        amount=CREDIT,
+    )
+
+
+async def test_account_that_a_first_entry_is_making_exists(postgres_url: str) -> None:
+    """The ledger's transaction is not over when an admin makes the same account."""
+    async with control(postgres_url) as plane:
+        ledger = await asyncpg.connect(pg_dsn(postgres_url))
+        entry = ledger.transaction()
+        await entry.start()
+        await ledger.execute(
+            "INSERT INTO accounts (account, created_at, updated_at) VALUES ('ada', 1, 1)"
+        )
+        creating = asyncio.create_task(plane.accounts.create("ada", name="Ada", actor="test"))
+        waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND pid <> pg_backend_pid()"
+        while not await ledger.fetchval(waiting):
+            assert not creating.done()
+            await asyncio.sleep(0)
+        await entry.commit()
+        await ledger.close()
+        with pytest.raises(AccountExistsError):
+            await creating
+        assert (await plane.accounts.get("ada")).name == ""
+        assert (await plane.audit.page(PageRequest())).total == 0
 
 
 async def test_bad_id_makes_no_account(plane: Control) -> None:

@@ -30,6 +30,16 @@ POINTS = {
 SPOOL_POINTS = {"before_spool", "spool_unsynced", "spool_replayed"}
 # Only reached with a broker: tests/faults/test_brokers.py tries these.
 BROKER_POINTS = {"claimed_unsent", "settled_unacknowledged"}
+# Off the path of a call: tests/billing/shop/ and tests/billing/test_corrections.py try these.
+SHOP_POINTS = {
+    "order_paid",
+    "order_posted",
+    "reward_decided",
+    "reward_posted",
+    "correction_promised",
+    "correction_held",
+    "correction_posted",
+}
 
 
 def named_points() -> set[str]:
@@ -42,7 +52,7 @@ def named_points() -> set[str]:
 
 
 def test_every_point_is_tried() -> None:
-    assert named_points() == set(POINTS) | SPOOL_POINTS | BROKER_POINTS
+    assert named_points() == set(POINTS) | SPOOL_POINTS | BROKER_POINTS | SHOP_POINTS
 
 
 @pytest.fixture(scope="module")

@@ -13,18 +13,17 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-import asyncpg
-
+from tests.faults.machines import Machines, check_machines, quiet, start
 from tests.faults.soak_audit import Findings, audit
 from tests.faults.soak_load import Load, SoakProvider
 from tests.support.fleet import PACE, FleetGateway, Worker
 from tests.support.redis_server import RedisServer
-from tests.support.services import PostgresServer, pg_dsn
+from tests.support.services import PostgresServer
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -34,8 +33,6 @@ WORKERS: Final = 2
 CLIENTS: Final = 16
 DEAD_SECONDS: Final = float(PACE[2])
 PAUSE_SECONDS: Final = (0.7, 3.5)  # between two faults
-START_TRIES: Final = 5
-QUIET_SECONDS: Final = 45.0  # beyond the longest call, for all to be settled
 HOT_CREDIT: Final = 1_000_000_000_000
 THIN_CREDIT: Final = 12_000  # one call at once, or two
 SHOWN: Final = 40
@@ -76,27 +73,6 @@ class Report:
         lines += [f"{name:<{width}}  {count:>14,}" for name, count in totals.items()]
         lines += self.findings.violations[:SHOWN]
         return "\n".join(lines)
-
-
-@dataclass
-class Machines:
-    """Everything that can fail, with a lock each: one fault at a time for one of them."""
-
-    postgres: PostgresServer
-    redis: RedisServer | None
-    gateways: list[FleetGateway]
-    workers: list[Worker]
-    outputs: list[str] = field(default_factory=list)  # of workers that are gone
-    locks: dict[str, asyncio.Lock] = field(default_factory=dict)
-
-    def lock(self, name: str) -> asyncio.Lock:
-        """The lock of one machine."""
-        return self.locks.setdefault(name, asyncio.Lock())
-
-    def kill_workers(self) -> None:
-        """At the end, whatever happened."""
-        for worker in self.workers:
-            worker.kill9()
 
 
 class Faults:
@@ -192,17 +168,6 @@ def _length(away: float) -> str:
     return "shorter than death" if away < DEAD_SECONDS else "longer than death"
 
 
-async def start(gateway: FleetGateway) -> None:
-    """Start it; as a supervisor does, again if the database is away at the moment."""
-    for attempt in range(START_TRIES):
-        try:
-            await asyncio.to_thread(gateway.start)
-            return
-        except AssertionError:
-            if attempt == START_TRIES - 1:
-                raise
-
-
 def soak(settings: Settings) -> Report:
     """One whole soak; leaves its folder behind if anything is wrong."""
     folder = Path(tempfile.mkdtemp(prefix="gateway-soak-"))
@@ -270,7 +235,7 @@ async def _torment(
         faults.stopping = load.stopping = True
         told_at = time.monotonic()
     ended_at = time.monotonic()
-    await _quiet(settings, url, machines)
+    await quiet(url, machines, settings.call_seconds_max)
     settled_at = time.monotonic()
     findings = await audit(
         url,
@@ -279,84 +244,9 @@ async def _torment(
         call_seconds_max=settings.call_seconds_max,
         holds_in_redis=settings.redis,
     )
-    await _check_processes(findings, machines)
+    await check_machines(findings, machines)
     findings.violations += [f"the provider failed: {error}" for error in provider.errors]
     return Report(settings, findings, faults.counts, ended_at - told_at, settled_at - ended_at)
-
-
-async def _quiet(settings: Settings, url: str, machines: Machines) -> None:
-    """Until nothing waits and nothing is held, or it has had time enough; the audit tells which."""
-    deadline = time.monotonic() + settings.call_seconds_max + QUIET_SECONDS
-    connection = await asyncpg.connect(pg_dsn(url))
-    try:
-        while time.monotonic() < deadline:
-            left = await connection.fetchval(
-                "SELECT (SELECT count(*) FROM outbox) + (SELECT count(*) FROM holds)"
-            )
-            spooled = any(any(_spool(gateway)) for gateway in machines.gateways)
-            if not left and not spooled and not await held_in(machines.redis):
-                return
-            await asyncio.sleep(0.2)
-    finally:
-        await connection.close()
-
-
-def _spool(gateway: FleetGateway) -> list[int]:
-    """Bytes of charges that wait on the disk."""
-    folder = gateway.folder / "data" / "spool"
-    sizes = []
-    for path in folder.glob("*") if folder.exists() else ():
-        with suppress(FileNotFoundError):
-            sizes.append(path.stat().st_size)
-    return sizes
-
-
-async def held_in(redis: RedisServer | None) -> dict[str, int]:
-    """Micro-credits that Redis holds, by the key of an account's holds.
-
-    The sum that an account keeps beside them counts only once it is of the present epoch.
-    """
-    held = {}
-    keys = [] if redis is None else await redis.ask("KEYS", "*:holds")
-    assert isinstance(keys, list)
-    for key in keys:
-        assert redis is not None
-        holds = await redis.ask("HVALS", key)
-        assert isinstance(holds, list)
-        held[str(key)] = sum(int(hold.split(b" ")[0]) for hold in holds)
-    return held
-
-
-async def _dump(redis: RedisServer) -> list[str]:
-    """Every hash of it, for whoever looks into a violation."""
-    keys = await redis.ask("KEYS", "*")
-    assert isinstance(keys, list)
-    return [
-        f"{key}: {await redis.ask('HGETALL', key)}"
-        for key in sorted(keys)
-        if await redis.ask("TYPE", key) in (b"hash", "hash")
-    ]
-
-
-async def _check_processes(findings: Findings, machines: Machines) -> None:
-    held = await held_in(machines.redis)
-    if held and machines.redis is not None:
-        findings.wrong(f"Redis still holds {held}")
-        dump = machines.redis.directory / "left"
-        dump.write_text("\n".join(await _dump(machines.redis)))
-    for gateway in machines.gateways:
-        if any(_spool(gateway)):
-            findings.wrong(f"charges are left in the spool of {gateway.folder.name}")
-        if not gateway.running:
-            findings.wrong(f"{gateway.folder.name} ended by itself")
-    for worker in machines.workers:
-        if worker.process.poll() is not None:
-            findings.wrong(f"a worker ended by itself: {worker.output[-500:]}")
-    outputs = [gateway.output for gateway in machines.gateways]
-    outputs += [worker.output for worker in machines.workers] + machines.outputs
-    tracebacks = sum(output.count("Traceback") for output in outputs)
-    if tracebacks:
-        findings.wrong(f"{tracebacks} tracebacks in the logs")
 
 
 def main() -> int:

@@ -204,6 +204,7 @@ class Load:
     outcomes: list[Outcome] = field(default_factory=list)
     grants: dict[str, tuple[str, int, bool]] = field(default_factory=dict)  # account, amount, acked
     stopping: bool = False
+    turn: int = 0  # a load that runs again makes other calls
 
     async def run(self, clients: int) -> None:
         """Until `stopping`, and every call has ended."""
@@ -212,12 +213,20 @@ class Load:
                 tasks.create_task(self._client(number))
             tasks.create_task(self._grant())
 
+    @property
+    def _seed(self) -> str:
+        return f"{self.seed}/{self.turn}" if self.turn else f"{self.seed}"
+
+    @property
+    def _prefix(self) -> str:
+        return f"t{self.turn}-" if self.turn else ""
+
     async def _client(self, number: int) -> None:
-        chance = random.Random(f"{self.seed}/client {number}")
+        chance = random.Random(f"{self._seed}/client {number}")
         count = 0
         while not self.stopping:
             count += 1
-            plan = self._plan(chance, f"c{number}-{count}")
+            plan = self._plan(chance, f"{self._prefix}c{number}-{count}")
             account = self._payer(chance)
             outcome = Outcome(plan, account.id)
             self.outcomes.append(outcome)
@@ -306,13 +315,13 @@ class Load:
 
     async def _grant(self) -> None:
         """Top a thin account up now and then; asks anew, with the same id, until told so."""
-        chance = random.Random(f"{self.seed}/grants")
+        chance = random.Random(f"{self._seed}/grants")
         number = 0
         while not self.stopping:
             await asyncio.sleep(chance.uniform(0.2, 0.8))
             number += 1
             account, amount = chance.choice(self.thin), chance.randint(500, 5_000)
-            event_id = f"grant:soak-{number}"
+            event_id = f"grant:soak-{self._prefix}{number}"
             self.grants[event_id] = (account.id, amount, False)
             for _ in range(GRANT_TRIES):
                 if await self._ask_grant(chance, event_id, account.id, amount):

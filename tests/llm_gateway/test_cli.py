@@ -16,7 +16,7 @@ import uvicorn
 from click.testing import CliRunner, Result
 
 from llm_gateway import clock
-from llm_gateway.api.litestar import ApiState, Dependency, create_api
+from llm_gateway.api.litestar import ApiState, Dependency, OpsState, create_api
 from llm_gateway.banner import banner, curl_line, model_to_try, url_of
 from llm_gateway.cli import cli
 from llm_gateway.cli.failure import CommandError
@@ -57,6 +57,10 @@ def failure(result: Result) -> str:
 # -- against the real API ------------------------------------------------------------------------
 
 
+async def _no_metrics() -> str:
+    return ""
+
+
 class AdminServer:
     """The HTTP API on a real socket and a fresh database, in a thread of its own."""
 
@@ -95,8 +99,7 @@ class AdminServer:
                 now_ms=plane.clock.now_ms,
                 new_event_id=clock.new_event_id,
                 offers=lambda: (),
-                metrics=lambda: "",
-                readiness=self._ready,
+                ops=OpsState(metrics=_no_metrics, readiness=self._ready),
             )
             config = uvicorn.Config(create_api(state), log_config=None, lifespan="off")
             self._server = uvicorn.Server(config)

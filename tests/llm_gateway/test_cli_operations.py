@@ -51,7 +51,7 @@ def test_a_sound_ledger_ends_with_0(ledger: list[str]) -> None:
     done = run("reconcile", *ledger)
     assert done.exit_code == 0
     assert [line.split()[:2] for line in done.stdout.splitlines()] == [
-        [check, "ok"] for check in ("R1", "R2", "R3", "R4", "R5", "R6", "R7", "R10")
+        [check, "ok"] for check in ("R1", "R2", "R3", "R4", "R5", "R6", "R7", "R8", "R10")
     ]
 
 

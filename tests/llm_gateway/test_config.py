@@ -67,6 +67,12 @@ BAD = [
     ('[broker]\nkind = "kafka"\nurl = "redis://h:1"', 3, 'broker.url: expected "kafka://HOST:PORT'),
     ('[broker]\nkind = "redis"\nurl = "h:1"', 3, 'broker.url: expected "redis://HOST:PORT/0"'),
     ("[ledger_worker]\nembedded = false", 2, "ledger_worker.embedded: a worker of its own needs"),
+    ('[ledger_worker]\nmetrics_host = "9464"', 2, "ledger_worker.metrics_host: expected"),
+    (
+        '[ledger_worker]\nmetrics_host = "127.0.0.1:8080"',
+        2,
+        "ledger_worker.metrics_host: expected another address than those of [server]",
+    ),
     ('[pricing]\nunknown_model = "fallback"', 1, 'pricing.fallback_rule: unknown_model = "fallback"'),
     ('[pricing]\nbook = ""', 2, "pricing.book: expected the file of a price book"),
     ('[auth]\nadmin_token = "hunter2"', 2, 'auth.admin_token: expected "env:NAME" or "file:PATH"'),

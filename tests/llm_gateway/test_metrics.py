@@ -176,3 +176,40 @@ def test_a_broker_has_figures_where_there_is_one() -> None:
     assert "llm_gateway_broker_up 0.0" in text, "one that is down counts"
     assert "llm_gateway_broker_published_total 10.0" in text
     assert "llm_gateway_broker_settled_overdue_total 6.0" in text
+
+
+def test_several_processes_are_told_apart_and_share_what_the_database_says() -> None:
+    first, second = Metrics(), Metrics()
+    first.call_ended(EndedCall())
+    second.call_ended(EndedCall())
+    second.call_ended(EndedCall())
+    first.unsettled_events = second.unsettled_events = 7
+    told = first.render_all({0: first.own_samples(), 1: second.own_samples(), 2: None})
+    families = list(text_string_to_metric_families(told))
+    assert len({family.name for family in families}) == len(families)
+    found = {
+        (sample.name, sample.labels.get("process")): sample.value
+        for family in families
+        for sample in family.samples
+    }
+    assert found["llm_gateway_calls_total", "0"] == 1
+    assert found["llm_gateway_calls_total", "1"] == 2
+    assert found["llm_gateway_call_seconds_count", "1"] == 2
+    assert found["llm_gateway_unsettled_events", None] == 7
+    assert [found["llm_gateway_process_up", number] for number in "012"] == [1, 1, 0]
+    # The same families as of one process that is alone.
+    alone = {family.name for family in text_string_to_metric_families(first.render())}
+    assert {family.name for family in families} == alone | {"llm_gateway_process_up"}
+
+
+def test_a_worker_has_no_figures_of_calls() -> None:
+    class Settler:
+        settled = 3
+        quarantined = 1
+
+    metrics = Metrics(takes_calls=False)
+    metrics.settlers += [Settler(), Settler()]
+    found = {name for name, _ in samples(metrics)}
+    assert samples(metrics)["llm_gateway_settled_total", ()] == 6
+    assert samples(metrics)["llm_gateway_set_aside_total", ()] == 2
+    assert not {name for name in found if "call" in name or "admission" in name or "held" in name}

@@ -10,6 +10,8 @@ from billing.events import UsageQuality, UsageSource
 from llm_gateway.tokens import Count
 from llm_gateway.verdict import Answer, Ending, Policy, Verdict, judge, nothing
 from pricing_rules.book import Rule, parse_book
+from pricing_rules.hours import multiplier
+from pricing_rules.price import Factors
 from pricing_rules.usage import ReportedUsage, Usage
 
 BOOK = """
@@ -317,3 +319,27 @@ class TestWrittenOut:
     def test_zeros_on_an_answer_with_content_are_named(self, rule: Rule) -> None:
         verdict = verdict_of(rule, answer(reported=reported(0, 0)))
         assert verdict.reason == "all counts are 0 on an answer with content"
+
+
+@pytest.mark.parametrize(
+    ("what", "amount"),
+    [
+        (answer(reported=reported(100, 50)), 40_000),  # twice 20000
+        (answer(), 4_800),  # estimated: twice 10 x 100 + 7 x 200
+        (answer(Ending.BROKEN), 4_800),
+        (answer(reported=reported(500, 500)), 300_000),  # over the hold and believed
+        (answer(reported=reported(600, 600)), 4_800),  # 360000 is not: over twice the hold
+    ],
+)
+def test_the_factors_of_the_quote_count_however_the_charge_is_found(
+    rule: Rule, what: Answer, amount: int
+) -> None:
+    verdict = judge(
+        what,
+        rule=rule,
+        factors=Factors(hours=multiplier("2")),
+        grant=150_000,
+        count_input=lambda: Count(10, ESTIMATE),
+        policy=Policy(no_usage="estimate", empty_answer="free"),
+    )
+    assert verdict.amount == amount

@@ -75,8 +75,6 @@ def test_a_missing_key_is_at_what_contains_it() -> None:
     assert lines.of("rule", 1, "model") == 4
     assert lines.of("rule", 7, "model") == 1
     assert lines.of("book", "name") == 0
-    assert lines.below("rule", 4, "id") == 5
-    assert lines.below("rule", 4, "model") == 4
 
 
 def test_rules_in_one_inline_list_are_at_its_line() -> None:
@@ -84,6 +82,46 @@ def test_rules_in_one_inline_list_are_at_its_line() -> None:
     lines = Lines(text)
     assert lines.of("rule", 1, "id") == 2
     assert lines.of("book", "name") == 3
+    assert lines.spot("rule", 0, "id") == (2, 11)
+    assert lines.spot("rule", 1, "id") == (2, 25)
+    assert lines.spot("rule", 1) == (2, 23)
+    assert lines.spot("book", "name") == (3, 10)
+    assert lines.spot("nowhere") == (0, 0)
+
+
+def test_keys_inside_of_values_have_a_line_and_a_column() -> None:
+    text = """\
+[[rule]]
+  id = "a"  # { x = 1 }
+tiers = [
+    { over = 1.5, "in, put" = "]" },  # ,
+    {
+      over.sub = [1, { deep = 1, next = 2 }, 3], when = 2026-01-01 07:00:00 },
+]
+last = 1
+[[rule]]
+[[rule.tiers]]
+x = 1
+[[rule.tiers]]
+x = { y = { z = 1 } }
+[rule.service]
+"a.b" = 1
+"""
+    tomllib.loads(text.replace("\n      over.sub", " over.sub").replace("00 },", "00 },"))
+    lines = Lines(text)
+    assert lines.spot("rule", 0, "id") == (2, 3)
+    assert lines.spot("rule", 0, "tiers") == (3, 1)
+    assert lines.spot("rule", 0, "tiers", 0) == (4, 5)
+    assert lines.spot("rule", 0, "tiers", 0, "over") == (4, 7)
+    assert lines.spot("rule", 0, "tiers", 0, "in, put") == (4, 19)
+    assert lines.spot("rule", 0, "tiers", 1, "over", "sub", 1, "next") == (6, 34)
+    assert lines.spot("rule", 0, "tiers", 1, "when") == (6, 50)
+    assert lines.spot("rule", 0, "tiers", 2) == (3, 1)
+    assert lines.spot("rule", 0, "last") == (8, 1)
+    assert lines.spot("rule", 1, "tiers") == (10, 1)
+    assert lines.spot("rule", 1, "tiers", 0, "x") == (11, 1)
+    assert lines.spot("rule", 1, "tiers", 1, "x", "y", "z") == (13, 13)
+    assert lines.spot("rule", 1, "service", "a.b") == (15, 1)
 
 
 VALUES = st.sampled_from(

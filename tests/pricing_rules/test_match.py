@@ -187,3 +187,120 @@ def test_a_first_match_does_not_read_every_exact_rule(model: str) -> None:
     )
     assert winner(book, "a", "q", model) == "any"
     assert winner(book, "a", "p", model) == ("r299" if model == "model-299" else None)
+
+
+def windowed(*rules: tuple[str, str]) -> Book:
+    text = HEAD
+    for number, (rule_id, window) in enumerate(rules):
+        priority = f"priority = {len(rules) - number}" if "priority" not in window else ""
+        text += (
+            f'[[rule]]\nid = "{rule_id}"\nprovider = "p"\nmodel = "m"\n{priority}\n{window}\n'
+            'input = "1"\noutput = "1"\n'
+        )
+    return parse_book(text)
+
+
+DAY = 86_400_000
+MAY_1 = 1_777_593_600_000  # 2026-05-01T00:00:00Z
+
+
+@pytest.mark.parametrize(
+    ("at", "expected"),
+    [
+        (MAY_1 - 1, "always"),
+        (MAY_1, "may"),
+        (MAY_1 + DAY - 1, "may"),
+        (MAY_1 + DAY, "later"),
+        (MAY_1 + 999 * DAY, "later"),
+        (0, "always"),
+        (None, "always"),
+    ],
+)
+def test_windows_are_judged_at_admission(at: int | None, expected: str) -> None:
+    book = windowed(
+        ("may", "valid_from = 2026-05-01T00:00:00Z\nvalid_until = 2026-05-02T00:00:00Z"),
+        ("later", "valid_from = 2026-05-02T00:00:00Z"),
+        ("always", ""),
+        ("never", ""),
+    )
+    rule = match(book, "s", "p", "m", at)
+    assert rule is not None
+    assert rule.id == expected
+    assert [each.rule.id for each in explain(book, "s", "p", "m", at) if each.won] == [expected]
+
+
+def test_without_a_rule_that_always_holds_there_may_be_none() -> None:
+    book = windowed(("past", "valid_until = 2026-05-01T00:00:00Z"))
+    assert match(book, "s", "p", "m", MAY_1 - 1) is book.rules[0]
+    assert match(book, "s", "p", "m", MAY_1) is None
+    assert match(book, "s", "p", "m") is None
+
+
+def test_explain_tells_when_a_rule_holds() -> None:
+    book = windowed(
+        ("past", "valid_until = 2026-04-01T00:00:00Z"),
+        ("coming", "valid_from = 2026-06-01T12:00:00.25Z"),
+        ("now", ""),
+    )
+    assert {each.rule.id: each.why for each in explain(book, "s", "p", "m", MAY_1)} == {
+        "now": "matches by scene '*', provider 'p', model 'm'; priority 1",
+        "past": "it held only until 2026-04-01T00:00:00Z",
+        "coming": "it holds only from 2026-06-01T12:00:00.250Z on",
+    }
+    whys = [each.why for each in explain(book, "s", "p", "m")][1:]
+    assert whys == ["it holds only for some time, and it was not said when the call was"] * 2
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "ties"),
+    [
+        ("valid_until = 2026-05-01T00:00:00Z", "valid_from = 2026-05-01T00:00:00Z", False),
+        ("valid_until = 2026-05-01T00:00:00.001Z", "valid_from = 2026-05-01T00:00:00Z", True),
+        ("valid_from = 2026-05-01T00:00:00Z", "valid_until = 2026-05-01T00:00:00Z", False),
+        ("valid_from = 2026-05-01T00:00:00Z", "valid_from = 2027-05-01T00:00:00Z", True),
+        ("valid_until = 2026-05-01T00:00:00Z", "valid_until = 2027-05-01T00:00:00Z", True),
+        ("", "valid_until = 2027-05-01T00:00:00Z", True),
+    ],
+)
+def test_rules_tie_only_if_they_hold_at_one_time(first: str, second: str, ties: bool) -> None:
+    rules = (("a", f"priority = 1\n{first}"), ("b", f"priority = 1\n{second}"))
+    if not ties:
+        assert len(windowed(*rules).rules) == 2
+        return
+    with pytest.raises(BookError, match='ties with rule "a"'):
+        windowed(*rules)
+
+
+def test_of_many_ties_each_rule_is_told_of_its_first() -> None:
+    with pytest.raises(BookError) as refused:
+        make_book(*[(f"r{n}", "*", "p", f"*{n}*", 0) for n in range(10)])
+    told = [(problem.rule, problem.message[:21]) for problem in refused.value.problems]
+    assert told == [(f"r{n}", 'ties with rule "r0" a') for n in range(1, 10)]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "model", "expected"),
+    [
+        ("gpt-*", "gpt-", True),
+        ("gpt-*", "gpt", False),
+        ("*-latest", "x-latest", True),
+        ("*-latest", "-latest", True),
+        ("*-latest", "latest", False),
+        ("*-latest", "x-latest-1", False),
+        ("a*a", "a", False),
+        ("a*a", "aa", True),
+        ("ab*ba", "aba", False),
+        ("*mid*", "xmidx", True),
+        ("*b*b*", "aba", False),
+        ("?", "", False),
+        ("?*", "a", True),
+        ("a?", "a\n", True),
+        ("a*", "a\nb", True),
+        ("a.*", "abc", False),
+        ("[a]*", "a", False),
+    ],
+)
+def test_globs_are_found_through_the_index(pattern: str, model: str, expected: bool) -> None:
+    text = HEAD + f'[[rule]]\nid = "r"\nprovider = "p"\nmodel = "{pattern}"\nfree = true\n'
+    book = parse_book(text)
+    assert (match(book, "s", "p", model) is not None) is expected

@@ -8,7 +8,7 @@ import pytest
 from pricing_rules.book import parse_book
 from pricing_rules.lint import lint
 from pricing_rules.match import match
-from pricing_rules.price import price
+from pricing_rules.price import factors_of, price
 from pricing_rules.usage import Usage
 
 TEXT = (Path(__file__).parents[2] / "prices.toml").read_text("utf-8")
@@ -35,6 +35,7 @@ def test_the_vendors_are_priced() -> None:
         "google",
         "qwen",
         "moonshot",
+        "deepseek",
     }
 
 
@@ -63,6 +64,22 @@ def test_a_call_costs_the_list_price(
 
 
 @pytest.mark.parametrize(
+    ("at", "micro_credits"),
+    [
+        # 1M in at 0.66 USD and 0.5M out at 1.98 USD: 66 + 99 credits
+        (1_795_399_200_000, 330_000_000),  # Monday 2026-11-23, 02:00 UTC: twice that
+        (1_795_406_400_000, 165_000_000),  # 04:00
+        (1_795_831_200_000, 165_000_000),  # Saturday, 02:00
+    ],
+)
+def test_deepseek_is_dearer_at_peak_hours(at: int, micro_credits: int) -> None:
+    rule = match(BOOK, "any-scene", "deepseek", "deepseek-v4-pro", at)
+    assert rule is not None
+    usage = Usage(input=1_000_000, output=500_000)
+    assert price(rule, usage, factors=factors_of(rule, at)) == micro_credits
+
+
+@pytest.mark.parametrize(
     ("provider", "model"),
     [
         ("openai", "gpt-4o-audio-preview"),
@@ -70,7 +87,7 @@ def test_a_call_costs_the_list_price(
         ("openai", "gpt-5.4"),
         ("google", "gemini-2.5-pro"),
         ("google", "gemini-2.5-flash"),
-        ("deepseek", "deepseek-v4-flash"),
+        ("deepseek", "deepseek-chat"),
         ("anthropic", "claude-sonnet-4-5"),
         ("azure", "gpt-4o"),
     ],

@@ -7,7 +7,14 @@ from pathlib import Path
 import httpx2
 
 from llm_gateway import clock
-from llm_gateway.api.litestar import ApiState, Dependency, ModelOffer, Surface, create_api
+from llm_gateway.api.litestar import (
+    ApiState,
+    Dependency,
+    ModelOffer,
+    OpsState,
+    Surface,
+    create_api,
+)
 from llm_gateway.secret import Secret
 from tests.support.control import BOOK, Control, control
 
@@ -38,6 +45,10 @@ class Api:
             return self.dependencies
 
         plane = self.plane
+
+        async def metrics() -> str:
+            return self.metrics()
+
         state = ApiState(
             database=plane.database,
             keys=plane.keys,
@@ -50,8 +61,7 @@ class Api:
             now_ms=plane.clock.now_ms,
             new_event_id=clock.new_event_id,
             offers=lambda: self.offers,
-            metrics=lambda: self.metrics(),
-            readiness=readiness,
+            ops=OpsState(metrics=metrics, readiness=readiness),
         )
         transport = httpx2.ASGITransport(
             app=create_api(state, surface),  # type: ignore[arg-type]  # two spellings of ASGI

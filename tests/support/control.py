@@ -1,5 +1,6 @@
-"""The control plane on a real SQLite file, with clocks that only the test moves."""
+"""The control plane on a real database of either engine, with clocks that only the test moves."""
 
+import asyncio
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -10,12 +11,13 @@ from billing.accounts import Accounts
 from billing.audit import AuditTrail
 from billing.books import PriceBooks
 from billing.db import migrate
-from billing.db.session import Database
-from billing.db.sqlite import SqliteHotDatabase
+from billing.db.engine import hot_database
+from billing.db.session import Database, sqlite_path
 from billing.holds.database import DatabaseHoldStore
 from billing.keys import Keys
 from billing.settlement.desk import Desk
 from billing.settlement.reconcile import Reconciler
+from tests.support.services import pg_rows
 
 PROCESS = "process-of-the-test"
 NOON = 1_790_000_000_000  # an arbitrary moment, milliseconds since the epoch
@@ -81,11 +83,11 @@ class Clock:
 class Control:
     """Everything that admins and owners of accounts work on."""
 
-    def __init__(self, path: Path, clock: Clock) -> None:
-        self.path = path
+    def __init__(self, url: str, clock: Clock) -> None:
+        self.url = url
         self.clock = clock
-        self.database = Database(f"sqlite+aiosqlite:///{path}")
-        self.hot = SqliteHotDatabase(path, clock=clock.now_ms)
+        self.database = Database(url)
+        self.hot = hot_database(url, clock=clock.now_ms)
         self.keys = Keys(self.database, now_ms=clock.now_ms, monotonic=clock.monotonic)
         self.books = PriceBooks(self.database, now_ms=clock.now_ms, monotonic=clock.monotonic)
         self.accounts = Accounts(self.database, self.hot, now_ms=clock.now_ms)
@@ -101,9 +103,28 @@ class Control:
 
     def other_process(self) -> "Control":
         """The same database as another process sees it; its hot side is not started."""
-        other = Control(self.path, self.clock)
+        other = Control(self.url, self.clock)
         self._others.append(other)
         return other
+
+    @asynccontextmanager
+    async def away(self) -> AsyncIterator[None]:
+        """The database is gone for everybody: no connection of before lives, and none can be made."""
+        if (path := sqlite_path(self.url)) is None:
+            await asyncio.to_thread(_let_in, self.url, allow=False)
+            try:
+                yield
+            finally:
+                await asyncio.to_thread(_let_in, self.url, allow=True)
+            return
+        for each in (self, *self._others):
+            await each.database.dispose()
+        elsewhere = path.parent.with_name("elsewhere")
+        path.parent.rename(elsewhere)
+        try:
+            yield
+        finally:
+            elsewhere.rename(path.parent)
 
     async def close(self) -> None:
         """Close what was opened here and in other processes."""
@@ -111,6 +132,16 @@ class Control:
             await other.close()
         await self.hot.close()
         await self.database.dispose()
+
+
+def _let_in(url: str, *, allow: bool) -> None:
+    """Let nobody into a PostgreSQL database any more, and end who is in; or let them in again."""
+    server, _, name = url.rpartition("/")
+    pg_rows(f"{server}/postgres", f"ALTER DATABASE {name} ALLOW_CONNECTIONS {allow}")
+    if not allow:
+        # With a timeout it returns when they have ended.
+        end = "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = $1"
+        pg_rows(f"{server}/postgres", end, name)
 
 
 @cache
@@ -124,11 +155,13 @@ def _migrated() -> bytes:
 
 
 @asynccontextmanager
-async def control(directory: Path) -> AsyncIterator[Control]:
-    """A fresh database; closed at the end."""
-    path = directory / "gateway.db"
-    path.write_bytes(_migrated())
-    plane = Control(path, Clock())
+async def control(place: Path | str) -> AsyncIterator[Control]:
+    """A control plane on a fresh SQLite file in a directory, or on a migrated database by its address."""
+    if isinstance(place, Path):
+        path = place / "gateway.db"
+        path.write_bytes(_migrated())
+        place = f"sqlite+aiosqlite:///{path}"
+    plane = Control(place, Clock())
     await plane.hot.start()
     try:
         yield plane

@@ -40,10 +40,12 @@ class Guards:
     def store(self) -> RedisHoldStore:
         return self.stores[0]
 
-    async def add(self, *, url: str = "", allow: int = 0, process: str = "") -> RedisHoldStore:
+    async def add(
+        self, *, url: str = "", allow: int = 0, process: str = "", may_hold: bool = True
+    ) -> RedisHoldStore:
         """One more process, registered and started."""
         name = process or f"process-{next(_names)}"
-        row = {"process": name, "started_at": T0, "heartbeat_at": T0}
+        row = {"process": name, "started_at": T0, "heartbeat_at": T0, "may_hold": may_hold}
         async with self.database.write() as connection:
             await connection.execute(insert(processes).values(**row))
         store = RedisHoldStore(
@@ -54,6 +56,7 @@ class Guards:
             now_ms=lambda: self.now,
             call_seconds_max=3600,
             allow=allow,
+            may_hold=may_hold,
         )
         self.stores.append(store)
         await store.start()

@@ -1,18 +1,39 @@
 """Runs `llm-gateway serve` or `worker` with a quicker registry: a death takes seconds less.
 
 Usage: python run_paced.py BEAT ADMIT DEAD (seconds) serve|worker [PROCESSES]
+SIGUSR1 sets its wall clock an hour forward, SIGUSR2 an hour back.
 """
 
 import os
+import signal
 import sys
 from pathlib import Path
 
 from billing.settlement.registry import Pace
+from llm_gateway import clock
 from llm_gateway.config import Overrides, load
 from llm_gateway.serving import serve
 from llm_gateway.worker import work
 
+HOUR_MS = 3_600_000
+
+
+def let_the_clock_jump() -> None:
+    """Must come before anything is built: all parts are handed the function itself."""
+    true_ms = clock.now_ms
+    ahead = 0
+
+    def jump(number: int, _: object) -> None:
+        nonlocal ahead
+        ahead += HOUR_MS if number == signal.SIGUSR1 else -HOUR_MS
+
+    clock.now_ms = lambda: true_ms() + ahead
+    signal.signal(signal.SIGUSR1, jump)
+    signal.signal(signal.SIGUSR2, jump)
+
+
 if __name__ == "__main__":
+    let_the_clock_jump()
     beat, admit, dead, command, *rest = sys.argv[1:]
     pace = Pace(beat_seconds=float(beat), admit_seconds=float(admit), dead_seconds=float(dead))
     overrides = Overrides(processes=int(rest[0]) if rest else None)

@@ -156,6 +156,27 @@ class PostgresServer:
         name = url.rpartition("/")[2]
         self.execute(f"DROP DATABASE {name} WITH (FORCE)", database="postgres")
 
+    def dump(self, url: str) -> bytes:
+        """What pg_dump makes of a database; others may go on writing."""
+        return self._client("pg_dump", "--format=custom", pg_dsn(url))
+
+    def restore(self, url: str, dump: bytes) -> None:
+        """Put a dump in the place of a database, whoever is connected."""
+        name = url.rpartition("/")[2]
+        fresh = f"{name}_restored"
+        self.execute(f"CREATE DATABASE {fresh}", database="postgres")
+        self._client("pg_restore", f"--dbname={pg_dsn(self.url(fresh))}", given=dump)
+        self.drop_database(url)
+        self.execute(f"ALTER DATABASE {fresh} RENAME TO {name}", database="postgres")
+
+    def _client(self, program: str, *arguments: str, given: bytes = b"") -> bytes:
+        done = subprocess.run(
+            [str(self._bin / program), *arguments], input=given, capture_output=True, check=False
+        )
+        if done.returncode:
+            raise RuntimeError(f"{program} failed: {done.stderr.decode()}")
+        return done.stdout
+
     def execute(self, statement: str, *values: object, database: str) -> list[tuple[object, ...]]:
         """Run one statement from outside of the product."""
         return pg_rows(self.url(database), statement, *values)

@@ -13,8 +13,15 @@ import pytest
 
 from billing.db import migrate
 from billing.db.hot import DatabaseUnavailableError
-from billing.db.postgres import ATTEMPTS_ALONE, ATTEMPTS_MAX, PostgresHotDatabase
-from billing.db.postgres_sql import LEASE_MS
+from billing.db.postgres import (
+    ATTEMPTS_ALONE,
+    ATTEMPTS_MAX,
+    HALF_MIN,
+    PostgresHotDatabase,
+    halves,
+)
+from billing.db.postgres_sql import LEASE_MS, Claimed
+from billing.db.rows import Waiting
 from billing.holds import Applied, Granted, HoldBeat, Refused
 from tests.support.money import (
     T0,
@@ -263,6 +270,181 @@ class TestStatements:
         counted.clear()
         assert (await hot.settle_pending(100)).settled == events
         assert len(counted) == 6  # claim; BEGIN, lock, look, write, COMMIT
+
+
+def claimed(number: int, account: str) -> Claimed:
+    return Claimed(Waiting(f"event-{number:03}", 2, False, account, b"", ""), 1)
+
+
+class TestHalves:
+    """A long batch is settled in two transactions at once, which share no account."""
+
+    def test_no_account_is_in_both_and_the_last_row_is_in_the_second(self) -> None:
+        names = ["a", "b", "c", "a", "d", "e", "b", "a", "f"]
+        rows = [claimed(number, name) for number, name in enumerate(names)]
+        first, second = halves(rows)
+        assert sorted([*first, *second], key=lambda each: each.key) == rows
+        assert not {each.row.account for each in first} & {each.row.account for each in second}
+        assert second[-1] is rows[-1]
+        assert abs(len(first) - len(second)) <= 3
+        for part in (first, second):
+            assert part == sorted(part, key=lambda each: each.key)
+
+    def test_one_account_is_one_transaction(self) -> None:
+        rows = [claimed(number, "hot") for number in range(5)]
+        assert halves(rows) == ([], rows)
+
+    async def test_both_are_settled_and_told_of(self, postgres_url: str) -> None:
+        async with engine(postgres_url, holds_here=False) as hot:
+            accounts = [f"account-{number}" for number in range(4)]
+            await hot.post([purchase(100_000, account=account) for account in accounts])
+            await record(hot, accounts, 2 * HALF_MIN)
+            report = await hot.settle_pending(2 * HALF_MIN)
+            assert connections(postgres_url) == 4  # holds, charges, ledger, and beside the ledger
+        assert (report.settled, report.quarantined, report.remaining) == (2 * HALF_MIN, 0, False)
+        told = {each.account: each for each in report.applied}
+        assert sorted(told) == accounts
+        assert {each.seq for each in told.values()} == {1 + HALF_MIN // 2}
+        assert {len(each.final_ids) for each in told.values()} == {HALF_MIN // 2}
+        assert violations(postgres_url) == []
+
+    async def test_a_row_that_breaks_its_half_is_set_aside_alone(
+        self, hot: PostgresHotDatabase, postgres_url: str
+    ) -> None:
+        accounts = [f"account-{number}" for number in range(4)]
+        ids = await record(hot, accounts, 2 * HALF_MIN)
+        poison = ids[7]
+        execute(
+            postgres_url,
+            "CREATE FUNCTION poison() RETURNS trigger LANGUAGE plpgsql AS"
+            " $$ BEGIN RAISE EXCEPTION 'poison'; END $$",
+        )
+        execute(
+            postgres_url,
+            "CREATE TRIGGER poison BEFORE INSERT ON ledger_entries FOR EACH ROW"
+            f" WHEN (NEW.event_id = '{poison}') EXECUTE FUNCTION poison()",
+        )
+        report = await hot.settle_pending(2 * HALF_MIN)
+        assert (report.settled, report.quarantined) == (2 * HALF_MIN - 1, 1)
+        assert rows(postgres_url, "SELECT event_id FROM quarantine") == [(poison,)]
+        execute(postgres_url, "DROP TRIGGER poison ON ledger_entries")
+
+    async def test_a_half_that_loses_its_server_is_settled_at_the_next_try(
+        self, hot: PostgresHotDatabase, postgres_url: str
+    ) -> None:
+        accounts = [f"account-{number}" for number in range(4)]
+        await hot.post([purchase(100_000, account=account) for account in accounts])
+        await record(hot, accounts, 2 * HALF_MIN)
+        # The lock of another lets one half wait until its connection is gone.
+        stranger = await asyncpg.connect(pg_dsn(postgres_url))
+        try:
+            blocked = stranger.transaction()
+            await blocked.start()
+            await stranger.execute("SELECT FROM accounts WHERE account = 'account-0' FOR UPDATE")
+            settling = hot.settle_pending(2 * HALF_MIN)
+            stop = (
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE datname = current_database() AND wait_event_type = 'Lock'"
+            )
+            deadline = time.monotonic() + 10
+            while not await stranger.fetch(stop):
+                assert time.monotonic() < deadline
+            with pytest.raises(DatabaseUnavailableError):
+                await settling
+            await blocked.rollback()
+        finally:
+            await stranger.close()
+        posted = "SELECT count(*) FROM ledger_entries WHERE source = 'charge'"
+        # On a machine too slow to post the other in time, none.
+        assert rows(postgres_url, posted) in ([(HALF_MIN,)], [(0,)])
+        await eventually(lambda: hot.settle_pending(2 * HALF_MIN))
+        while (await hot.settle_pending(2 * HALF_MIN)).remaining:
+            pass
+        assert rows(postgres_url, posted) == [(2 * HALF_MIN,)]
+        assert rows(postgres_url, "SELECT max(attempts) FROM outbox") == [(None,)]
+
+
+async def record(hot: PostgresHotDatabase, accounts: list[str], count: int) -> list[str]:
+    """Let charges of 1 wait, in turn on each of the accounts; their ids."""
+    ids = [new_id() for _ in range(count)]
+    await asyncio.gather(
+        *(
+            hot.record(charge(event_id, 1, account=accounts[number % len(accounts)]))
+            for number, event_id in enumerate(ids)
+        )
+    )
+    return ids
+
+
+def connections(url: str) -> object:
+    """How many are open to this database, but for the one that asks."""
+    return rows(
+        url,
+        "SELECT count(*) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND pid <> pg_backend_pid()",
+    )[0][0]
+
+
+# What an array of PostgreSQL would read otherwise, were it not quoted.
+TEXTS = ["", "null", "NULL", "{}", "a,b", 'say "so"', "back\\slash", "\\", '"', "two\nlines", "\t", "\x7f",
+         "\u2028", "\U0001f600", '{"x": [1]}', "' OR 1", " blank ", "\\x41", "\\n"]  # fmt: skip
+
+
+class TestTexts:
+    """Whatever a text holds comes back as it was, alone or beside others."""
+
+    @pytest.mark.parametrize("beside", [False, True])
+    async def test_of_charges_and_entries(
+        self, hot: PostgresHotDatabase, postgres_url: str, beside: bool
+    ) -> None:
+        given: dict[str, str] = {}
+        finishes = []
+        for text in TEXTS:
+            finish = charge(new_id(), 1)
+            event = finish.event
+            told = msgspec.structs.replace(event.context, run_id=text, model_requested=text)
+            event = msgspec.structs.replace(event, context=told)
+            finishes.append(msgspec.structs.replace(finish, event=event))
+            given[told.event_id] = text
+        if beside:
+            await asyncio.gather(*(hot.record(finish) for finish in finishes))
+            await hot.settle_pending(100)
+        else:
+            for finish in finishes:
+                await hot.record(finish)
+                await hot.settle_pending(1)
+        runs = rows(postgres_url, "SELECT event_id, run_id FROM usage")
+        assert set(runs) == set(given.items())
+        entries = rows(postgres_url, "SELECT event_id, description FROM ledger_entries")
+        assert set(entries) == set(given.items())
+
+    async def test_of_entries_that_are_no_calls(
+        self, hot: PostgresHotDatabase, postgres_url: str
+    ) -> None:
+        entries = [
+            msgspec.structs.replace(purchase(1), description=f"<{text}>", source_ref_id=ref)
+            for text in TEXTS
+            for ref in (None, "null")
+        ]
+        await hot.post(entries)
+        found = rows(
+            postgres_url, "SELECT event_id, description, source_ref_id FROM ledger_entries"
+        )
+        assert {row[0]: row[1:] for row in found} == {
+            entry.event_id: (entry.description, entry.source_ref_id) for entry in entries
+        }
+
+    async def test_a_text_with_nul_is_to_blame_alone(
+        self, hot: PostgresHotDatabase, postgres_url: str
+    ) -> None:
+        bad, good = charge(new_id(), 1), charge(new_id(), 1)
+        told = msgspec.structs.replace(bad.event.context, run_id="a\0b")
+        bad = msgspec.structs.replace(bad, event=msgspec.structs.replace(bad.event, context=told))
+        answers = await asyncio.gather(hot.record(bad), hot.record(good), return_exceptions=True)
+        assert isinstance(answers[0], asyncpg.DataError)
+        assert answers[1] is None
+        assert rows(postgres_url, "SELECT event_id FROM usage") == [(good.event.context.event_id,)]
+        await hot.settle_pending(10)
 
 
 class TestOutage:

@@ -3,13 +3,15 @@
 from pathlib import Path
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import delete, insert, update
 
 from billing.context import decode_context
-from billing.db.tables import accounts
-from billing.holds import Applied, Granted, HoldBeat, Refused
+from billing.db.tables import accounts, meta
+from billing.holds import Applied, Granted, GuardUnavailableError, HoldBeat, Refused
 from billing.holds.redis import RedisHoldStore
 from billing.holds.scripts import MAX_EXACT, SOURCES, Script, keys_of
+from billing.ledger import Entry, Posted
+from billing.settlement.late_finals import FINALS_KEY, LOST_SPOOL_MS, MARGIN_MS
 from tests.support.money import T0, cancelled, charge, estimate, hold, new_id
 from tests.support.redis_guard import Guards, guards, held
 from tests.support.redis_server import RedisServer
@@ -262,9 +264,10 @@ async def test_young_holds_are_left_to_the_settlement(redis: RedisServer, tmp_pa
         assert await money.store.resend() == 1
 
 
-async def test_a_residual_goes_when_the_call_cannot_run_any_more(
+async def test_a_residual_goes_when_all_finals_of_its_time_are_recorded(
     redis: RedisServer, tmp_path: Path
 ) -> None:
+    """Its age alone says nothing: the final may lie in the spool of a process that is cut off."""
     async with guards(redis, tmp_path) as money:
         await money.buy(1_000)
         kept = await money.reserve(100)
@@ -272,11 +275,27 @@ async def test_a_residual_goes_when_the_call_cannot_run_any_more(
         await money.settle(tell=False)
         assert await resent(money) == 0
         assert await held(redis) == {kept: 70}
-        money.now = T0 + 3_600_000
+        money.now = T0 + 3_600_000 + 60_000
         assert await money.store.resend() == 0
-        money.now = T0 + 3_600_001
-        assert await money.store.resend() == 1
+        for before, gone in ((T0, 0), (T0 + 1, 1)):
+            async with money.database.write() as connection:
+                await connection.execute(delete(meta).where(meta.c.key == FINALS_KEY))
+                await connection.execute(insert(meta).values(key=FINALS_KEY, value=str(before)))
+            assert await money.store.resend() == gone
         assert await held(redis) == {}
+
+
+async def test_a_residual_whose_spool_is_lost_goes_after_a_day(
+    redis: RedisServer, tmp_path: Path
+) -> None:
+    async with guards(redis, tmp_path) as money:
+        await money.buy(1_000)
+        kept = await money.reserve(100)
+        await money.hot.record(estimate(kept, 30))
+        await money.settle()
+        day = T0 + 3_600_000 + MARGIN_MS + LOST_SPOOL_MS
+        for money.now, gone in ((day, 0), (day + 1, 1)):
+            assert await money.store.resend() == gone
 
 
 async def test_credit_bought_meanwhile_counts_though_nobody_told(
@@ -367,8 +386,41 @@ async def test_a_load_that_comes_late_changes_nothing(redis: RedisServer, tmp_pa
         kept, settled = await money.reserve(100), await money.reserve(100)
         await money.finish(charge(settled, 40))
         await money.settle()
-        late = (1, 5_000, 99, settled, 40, "e", T0)
+        late = (1, "", 5_000, 99, settled, 40, "e", T0)
         source = SOURCES[Script.LOAD]
         assert await redis.ask("EVAL", source, 2, *keys_of("alice"), *late) == 0
         assert await held(redis) == {kept: 100}
         assert (await money.refusal(961)).balance == 960
+
+
+async def test_a_balance_that_redis_was_not_told_of_is_told_again(
+    redis: RedisServer, tmp_path: Path
+) -> None:
+    """Of an account that holds nothing as well: a debit that is no call takes none of its holds along."""
+    async with guards(redis, tmp_path) as money:
+        await money.buy(1_000)
+        await money.store.cancel(cancelled(await money.reserve(100)))
+        await money.store.resend()
+        assert await held(redis) == {}
+        debit = Entry(
+            event_id="by hand",
+            account="alice",
+            source="adjustment",
+            direction="expense",
+            amount=-600,
+        )
+        assert isinstance((await money.hot.post([debit]))[0], Posted)
+        money.now += 300_000
+        await money.store.resend()
+        assert (await money.refusal(401)).balance == 400
+        assert await money.store.reserve(hold(new_id(), minimum=1, wanted=1_000)) == Granted(400)
+
+
+async def test_a_store_of_a_process_that_holds_nothing_refuses(
+    redis: RedisServer, tmp_path: Path
+) -> None:
+    async with guards(redis, tmp_path) as money:
+        await money.buy(1_000)
+        worker = await money.add(may_hold=False)
+        with pytest.raises(GuardUnavailableError, match="holds nothing"):
+            await money.reserve(1, store=worker)

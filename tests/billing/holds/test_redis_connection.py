@@ -151,6 +151,27 @@ async def test_a_server_that_may_drop_holds_is_refused(tmp_path: Path) -> None:
             pytest.fail("it started")
 
 
+async def test_a_cluster_is_refused_in_words() -> None:
+    """Answered MOVED, most accounts could not be held; and each node can be lost by itself."""
+    options = ("--cluster-enabled", "yes", "--cluster-node-timeout", "1000")
+    with redis_server(*options) as one, redis_server(*options) as other:
+        await one.ask("CLUSTER", "ADDSLOTSRANGE", 0, 8_000)
+        await (await connection_to(one.url)).close()  # alone it may be
+        await other.ask("CLUSTER", "ADDSLOTSRANGE", 8_001, 16_383)
+        await one.ask("CLUSTER", "MEET", "127.0.0.1", other.port)
+        async with asyncio.timeout(20):
+            while b"cluster_size:2" not in await cluster_info(one):
+                await asyncio.sleep(0.05)
+        with pytest.raises(RedisRefusedError, match="one of 2 nodes of a Redis Cluster"):
+            await connection_to(one.url)
+
+
+async def cluster_info(server: RedisServer) -> bytes:
+    found = await server.ask("CLUSTER", "INFO")
+    assert isinstance(found, bytes)
+    return found
+
+
 async def test_a_replica_is_no_place_for_holds(own_redis: RedisServer) -> None:
     refused = pytest.raises(RedisUnavailableError, match="is a replica")
     with redis_server("--replicaof", f"127.0.0.1 {own_redis.port}") as replica, refused:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from billing.holds import Granted
+from billing.settlement.late_finals import LOST_SPOOL_MS, MARGIN_MS
 from tests.support.money import estimate, hold, new_id
 from tests.support.redis_guard import Guards, guards, held, until_open
 from tests.support.redis_server import RedisServer
@@ -107,7 +108,7 @@ async def test_a_killed_process_leaves_its_holds_as_evidence(
             await money.hot.record(estimate(orphan.hold_id, 0))
         await money.settle()
         await money.settle()
-        money.now += 3_600_000
+        money.now += 3_600_000 + MARGIN_MS + LOST_SPOOL_MS
         assert await money.store.resend() == ASKED
         assert await held(redis) == {}
         await ended(others)

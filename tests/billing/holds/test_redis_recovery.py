@@ -9,10 +9,11 @@ from sqlalchemy import delete, select, update
 from billing.db.tables import accounts, meta, processes
 from billing.holds import Applied, Granted, GuardUnavailableError, HoldBeat, Refused
 from billing.holds.ledger_view import GUARD_KEY, GuardState, Phase
-from billing.holds.scripts import keys_of
+from billing.holds.scripts import SOURCES, Script, keys_of
 from tests.support.money import T0, charge, estimate, hold, new_id
 from tests.support.redis_guard import Guards, guards, held, until_open
 from tests.support.redis_server import Proxy, RedisServer, redis_server
+from tests.support.services import free_port
 
 # Every test below sets out from 1,000 bought and holds of all kinds; see `everything`.
 LEFT = 1_000 - 300 - 200 - 55 - 25 - 70 - 30 - 40
@@ -413,3 +414,156 @@ async def test_guard_epochs_are_noted_before_holds_are_written(
         await redis.ask("FLUSHALL")
         assert await most(money) == 900
         assert isinstance(await money.refusal(1), Refused)
+
+
+async def test_ended_holds_of_accounts_that_nobody_uses_go_after_a_recovery(
+    redis: RedisServer, tmp_path: Path
+) -> None:
+    """No call brings these accounts back in: their ended calls are told of even so."""
+    async with guards(redis, tmp_path) as money:
+        for account in ("alice", "bob"):
+            await money.buy(1_000, account=account)
+        settled, orphaned = await money.reserve(100), await money.reserve(100, account="bob")
+        await money.finish(charge(settled, 40))
+        await money.hot.record(estimate(orphaned, 30, account="bob"))
+        money.store._mine.clear()
+        await money.store.rebuild("a test")
+        await until_open(money.store)
+        await money.settle()
+        assert await held(redis) == {settled: 100}
+        await money.store.resend()
+        assert await held(redis) == {}
+        assert await held(redis, "bob") == {orphaned: 70}
+        assert (await state(money)).epoch == 2
+
+
+async def test_a_recovery_waits_for_no_process_that_cannot_hold(
+    redis: RedisServer, tmp_path: Path
+) -> None:
+    async with guards(redis, tmp_path) as money:
+        await money.buy(1_000)
+        await money.reserve(100)
+        worker = await money.add(may_hold=False)
+        await money.kill(worker)  # nobody knows yet
+        await redis.ask("FLUSHALL")
+        assert await most(money) == 900
+        assert (await state(money)).epoch == 2
+
+
+async def test_a_newcomer_finds_another_server_than_that_of_the_epoch(
+    own_redis: RedisServer, tmp_path: Path
+) -> None:
+    """Nobody who saw the restart lives; what waits for settlement is held all the same."""
+    async with guards(own_redis, tmp_path) as money:
+        await money.buy(1_000)
+        await money.finish(charge(await money.reserve(300), 250, ceiling=300))
+        old = money.store
+        await money.kill(old)
+        await money.declare_dead(old)
+        own_redis.kill()
+        await asyncio.to_thread(own_redis.start)
+        await money.add()
+        assert await most(money) == 750
+        assert (await state(money)).epoch == 2
+
+
+async def test_holds_are_written_only_once_the_database_knows_of_it(
+    redis: RedisServer, tmp_path: Path
+) -> None:
+    async with guards(redis, tmp_path) as money:
+        await money.buy(1_000)
+        await money.reserve(100)
+        await redis.ask("FLUSHALL")
+
+        async def away(wanted: object, epoch: int) -> int:
+            raise OSError("away")
+
+        money.store._ledger.raise_guard_epoch = away  # type: ignore[method-assign]
+        with pytest.raises(OSError, match="away"):
+            await money.store.register(1)
+        assert await redis.ask("DBSIZE") == 0
+
+
+@pytest.mark.parametrize("when", ["before the mark", "after the mark"])
+async def test_a_loss_while_an_account_is_loaded(
+    redis: RedisServer, tmp_path: Path, when: str
+) -> None:
+    """Registered holds vanish while somebody reads the ledger: nobody is admitted without them."""
+    async with guards(redis, tmp_path) as money:
+        await money.buy(1_000)
+        kept = await money.reserve(800)
+        await money.store.rebuild("a test")
+        await until_open(money.store)
+        lost = False
+        name = "guard" if when == "before the mark" else "snapshot"
+        really = getattr(money.store._ledger, name)
+
+        async def lose(*words: object, **named: object) -> object:
+            nonlocal lost
+            if not lost:
+                lost = True
+                await redis.ask("FLUSHALL")
+            return await really(*words, **named)
+
+        setattr(money.store._ledger, name, lose)
+        assert await most(money) == 200
+        assert (await state(money)).epoch == 3
+        assert kept in await held(redis)
+
+
+async def test_a_load_without_its_mark_is_refused(redis: RedisServer, tmp_path: Path) -> None:
+    """A loader that was stopped for long comes with an old balance: onto nothing, or another's mark."""
+    async with guards(redis, tmp_path) as money:
+        await money.buy(1_000)
+        mark, load = SOURCES[Script.MARK], SOURCES[Script.LOAD]
+        keys = keys_of("alice")
+        assert await redis.ask("EVAL", load, 2, *keys, 1, "old", 5_000, 1) == -1
+        assert await redis.ask("EVAL", mark, 2, *keys, 1, "old") == 0
+        assert await redis.ask("EVAL", mark, 2, *keys, 1, "new") == 1
+        assert await redis.ask("EVAL", load, 2, *keys, 1, "old", 5_000, 1) == -1
+        assert await redis.ask("EVAL", mark, 2, *keys, 2, "later") == 0
+        assert await redis.ask("EVAL", mark, 2, *keys, 1, "new") == -2
+        assert await redis.ask("EVAL", load, 2, *keys, 1, "new", 5_000, 1) == -2
+        assert await redis.ask("HEXISTS", keys[0], "balance") == 0
+
+
+async def test_a_settlement_between_mark_and_load_is_not_undone(
+    redis: RedisServer, tmp_path: Path
+) -> None:
+    """The account was of an older epoch, and of an estimate only the residual stays."""
+    async with guards(redis, tmp_path) as money:
+        await money.buy(1_000)
+        orphaned = await money.reserve(100)
+        money.store._mine.clear()
+        await money.store.rebuild("a test")
+        await until_open(money.store)
+        view = money.store._ledger.snapshot
+
+        async def then_settle(account: str, *, residuals_since: int) -> object:
+            money.store._ledger.snapshot = view  # type: ignore[method-assign]
+            found = await view(account, residuals_since=residuals_since)
+            await money.hot.record(estimate(orphaned, 30))
+            await money.settle()
+            return found
+
+        money.store._ledger.snapshot = then_settle  # type: ignore[method-assign,assignment]
+        assert await most(money) == 1_000 - 30 - 70
+
+
+async def test_a_drop_goes_on_until_redis_has_answered(redis: RedisServer, tmp_path: Path) -> None:
+    """What was asked before Redis was away may be done once it is back, however long that takes."""
+    async with Proxy(redis.port) as proxy, guards(proxy.url, tmp_path) as money:
+        await money.buy(1_000)
+        late = await money.reserve(100)
+        proxy.target = free_port()
+        proxy.cut()
+        async with asyncio.timeout(5):
+            while money.store._line.connection is not None:
+                await asyncio.sleep(0)
+        money.store._drop("alice", late, (0.0, 0.0))
+        for _ in range(10):
+            await asyncio.sleep(0)
+        proxy.target = redis.port
+        async with asyncio.timeout(10):
+            while await held(redis):
+                await asyncio.sleep(0.01)

@@ -5,12 +5,14 @@ from pathlib import Path
 import pytest
 
 from billing.holds import GuardUnavailableError
-from billing.holds.redis_view import RedisView
+from billing.holds.redis_connection import RedisUnavailableError, parse_address
+from billing.holds.redis_view import RedisReader, RedisView
 from billing.holds.scripts import keys_of
 from billing.lists import PageRequest
 from billing.settlement.desk import ActRefusedError, Desk
+from billing.settlement.late_finals import LOST_SPOOL_MS
 from billing.settlement.reconcile import Reconciler
-from tests.support.money import T0, charge, new_id
+from tests.support.money import T0, charge, estimate, new_id
 from tests.support.redis_guard import Guards, guards, held
 from tests.support.redis_server import RedisServer
 
@@ -115,3 +117,66 @@ async def test_a_hold_in_redis_is_released_once_its_process_is_dead(
         assert (released.cancelled, released.repeated) == (True, False)
         assert await held(redis) == {}
         assert (await desk.release_hold(hold_id, "stuck", actor="eve")).repeated
+
+
+async def test_all_that_is_held_is_summed(redis: RedisServer, tmp_path: Path) -> None:
+    async with guards(redis, tmp_path) as money:
+        for account, amount in (("alice", 300), ("bob", 5)):
+            await money.buy(1_000, account=account)
+            await money.reserve(amount, account=account)
+        await money.reserve(20)
+        assert await view_of(money).held() == 325
+
+
+async def test_a_hold_that_a_dead_process_left_uncharged_is_named(
+    redis: RedisServer, tmp_path: Path
+) -> None:
+    async with guards(redis, tmp_path, stores=2) as money:
+        await money.buy(1_000)
+        left = await money.reserve(300, store=money.stores[1])
+        estimated = await money.reserve(100, store=money.stores[1])
+        await money.declare_dead(money.stores[1])
+        await money.hot.record(estimate(estimated, 30))
+        await money.settle()
+        assert (await view_of(money).audit()).count == 0
+        money.now += 60_001
+        found = await view_of(money).audit()
+        assert [(violation.id, violation.what) for violation in found.examples] == [
+            (left, "held for a process that is gone, and not charged")
+        ]
+
+
+async def test_a_residual_may_wait_for_a_lost_spool(redis: RedisServer, tmp_path: Path) -> None:
+    async with guards(redis, tmp_path) as money:
+        await money.buy(1_000)
+        kept = await money.reserve(100)
+        await money.hot.record(estimate(kept, 30))
+        await money.settle()
+        for age, count in ((3_900_001, 0), (3_900_001 + LOST_SPOOL_MS, 1)):
+            money.now = T0 + age
+            assert (await view_of(money).audit()).count == count
+
+
+async def test_somebody_who_takes_no_part_sees_the_same(redis: RedisServer, tmp_path: Path) -> None:
+    async with guards(redis, tmp_path) as money:
+        await money.buy(1_000)
+        await money.reserve(300)
+        await redis.ask("HINCRBY", keys_of("alice")[0], "held", 1)
+        reader = RedisReader(parse_address(redis.url))
+        view = RedisView(reader, money.database, now_ms=lambda: money.now, call_seconds_max=3600)
+        assert await view.audit() == await view_of(money).audit()
+        assert (await view.audit()).count == 1
+        with pytest.raises(RedisUnavailableError):
+            await view.rebuild("not from here")
+        await reader.close()
+
+
+async def test_a_reader_of_a_redis_that_is_away_says_so(
+    own_redis: RedisServer, tmp_path: Path
+) -> None:
+    async with guards(own_redis, tmp_path) as money:
+        reader = RedisReader(parse_address(own_redis.url))
+        own_redis.kill()
+        view = RedisView(reader, money.database, now_ms=lambda: money.now, call_seconds_max=3600)
+        with pytest.raises(GuardUnavailableError):
+            await view.audit()

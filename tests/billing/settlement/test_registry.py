@@ -9,7 +9,16 @@ from sqlalchemy import delete, select, update
 
 from billing.db.session import Database
 from billing.db.tables import processes
-from billing.settlement.registry import AWAY, Beat, Pace, Registration, end_others, living
+from billing.settlement.registry import (
+    AWAY,
+    KEPT_MS,
+    Beat,
+    Pace,
+    Registration,
+    end_others,
+    forget_ended,
+    living,
+)
 from tests.support.money import T0, migrated
 
 PACE = Pace(beat_seconds=2, admit_seconds=10, dead_seconds=15)
@@ -178,3 +187,31 @@ async def test_a_database_that_is_away_is_no_death(tmp_path: Path, clock: Clock)
     assert one.process == "p1"
     await one.leave()
     await away.dispose()
+
+
+async def test_one_that_slept_until_it_was_forgotten_goes_on_under_a_new_id(
+    database: Database, clock: Clock
+) -> None:
+    """Its row is gone as after a restored backup, but its calls were estimated long ago."""
+    one = registration(database, clock)
+    await one.register()
+    await declare_dead(database, "p1")
+    assert await forget_ended(database, ended_before=T0 + 1, keep=()) == 1
+    clock.now += KEPT_MS / 1000 - 1
+    assert await one.beat() is Beat.REWOUND
+    clock.now += 1
+    assert await one.beat() is Beat.DEAD
+
+
+async def test_only_the_ended_are_forgotten(database: Database, clock: Clock) -> None:
+    for name in ("lives", "kept", "young", "old"):
+        await registration(database, clock, name).register()
+    for name in ("kept", "young", "old"):
+        await declare_dead(database, name)
+    async with database.write() as connection:
+        late = update(processes).where(processes.c.process == "young")
+        await connection.execute(late.values(ended_at=T0 + 1))
+    assert await forget_ended(database, ended_before=T0 + 1, keep={"kept"}) == 1
+    async with database.read() as connection:
+        left = set((await connection.scalars(select(processes.c.process))).all())
+    assert left == {"lives", "kept", "young"}

@@ -7,7 +7,7 @@ import pytest
 
 from billing.db.session import Database
 from billing.settlement.election import Election
-from billing.settlement.service import Chore, ElectedService, LedgerService
+from billing.settlement.service import Chore, ElectedService, LedgerService, end_tasks
 from tests.support.services import pg_rows
 
 SECONDS = 10.0
@@ -127,3 +127,24 @@ async def test_the_service_runs_in_one_place_and_moves(database: Database) -> No
         assert made["two"].notified == 1
         two.stop()
         await second
+
+
+async def test_tasks_that_take_a_cancellation_for_a_failure_end_all_the_same() -> None:
+    """As a driver does that fails to close the connection whose query was cancelled."""
+    swallowed = 0
+    sleeping = asyncio.Event()
+
+    async def stubborn() -> None:
+        nonlocal swallowed
+        sleeping.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            swallowed += 1
+        await asyncio.Event().wait()
+
+    task = asyncio.create_task(stubborn())
+    await sleeping.wait()
+    await asyncio.wait_for(end_tasks([task]), 10)
+    assert task.cancelled()
+    assert swallowed == 1

@@ -4,21 +4,24 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy import insert, select, update
+from sqlalchemy import delete, insert, select, update
 
 from billing.db.engine import hot_database as hot_engine
 from billing.db.hot import HotDatabase
 from billing.db.session import Database
 from billing.db.tables import accounts, holds, processes, quarantine, usage
 from billing.holds import Granted, HoldBeat
+from billing.settlement.late_finals import LOST_SPOOL_MS, MARGIN_MS, directory_id
 from billing.settlement.orphans import DatabaseOrphans
-from billing.settlement.registry import Pace, Registration
-from billing.settlement.sweeper import Sweeper, Swept
+from billing.settlement.registry import Beat, Pace, Registration, SpoolReport
+from billing.settlement.sweeper import FORGET_SECONDS, Sweeper, Swept
 from billing.settlement.worker import LedgerWorker
 from tests.support.money import T0, cancelled, charge, hold, migrated, new_id, purchase
 
 PACE = Pace(beat_seconds=2, admit_seconds=10, dead_seconds=15)
 CALL_SECONDS_MAX = 60
+OVER_MS = CALL_SECONDS_MAX * 1000 + MARGIN_MS  # so long after its start a call has surely ended
+DAY_MS = 86_400_000
 
 
 class Clock:
@@ -39,20 +42,24 @@ class World:
         self.hot = hot
         self.clock = Clock()
         self.now_ms = T0
+        self.spool_owners: set[str] = set()
         self.sweeper = self.another_sweeper()
 
-    def another_sweeper(self) -> Sweeper:
+    def another_sweeper(self, call_seconds_max: float = CALL_SECONDS_MAX) -> Sweeper:
         return Sweeper(
             self.database,
             self.hot,
             DatabaseOrphans(self.database),
-            call_seconds_max=CALL_SECONDS_MAX,
+            call_seconds_max=call_seconds_max,
             now_ms=lambda: self.now_ms,
             monotonic=self.clock,
             pace=PACE,
+            spool_owners=lambda: self.spool_owners,
         )
 
-    async def process(self, name: str) -> Registration:
+    async def process(
+        self, name: str, spool: "Spooling | None" = None, *, may_hold: bool = True
+    ) -> Registration:
         one = Registration(
             self.database,
             process=name,
@@ -60,6 +67,8 @@ class World:
             now_ms=lambda: T0,
             monotonic=self.clock,
             pace=PACE,
+            spool=spool.report if spool else None,
+            may_hold=may_hold,
         )
         await one.register()
         return one
@@ -244,7 +253,7 @@ async def test_a_hold_that_cannot_be_read_is_set_aside_once(world: World) -> Non
     assert await world.balance() == (1_000, 100)  # its hold stays
 
 
-async def residual(world: World, hold_id: str, amount: int, *, age_seconds: int) -> None:
+async def residual(world: World, hold_id: str, amount: int, *, age_ms: int) -> None:
     """What settling an estimate leaves held, where a zombie may still come with its final."""
     async with world.database.write() as connection:
         await connection.execute(
@@ -254,7 +263,7 @@ async def residual(world: World, hold_id: str, amount: int, *, age_seconds: int)
                 amount=amount,
                 state="residual",
                 process="gone",
-                started_at=world.now_ms - age_seconds * 1000,
+                started_at=world.now_ms - age_ms,
                 context=b"",
             )
         )
@@ -262,8 +271,8 @@ async def residual(world: World, hold_id: str, amount: int, *, age_seconds: int)
 
 
 async def test_residuals_are_released_when_no_call_can_last_so_long(world: World) -> None:
-    await residual(world, "young", 40, age_seconds=CALL_SECONDS_MAX)
-    await residual(world, "old", 30, age_seconds=CALL_SECONDS_MAX + 1)
+    await residual(world, "young", 40, age_ms=OVER_MS)
+    await residual(world, "old", 30, age_ms=OVER_MS + 1)
     assert await world.balance() == (1_000, 70)
     assert (await world.sweeper.look()).released == 1
     assert await world.balance() == (1_000, 40)
@@ -272,13 +281,174 @@ async def test_residuals_are_released_when_no_call_can_last_so_long(world: World
     assert await world.balance() == (1_000, 0)
 
 
-async def test_a_residual_waits_for_the_final_that_needs_it(world: World) -> None:
+@pytest.mark.parametrize("aside", [False, True])
+async def test_a_residual_waits_for_the_final_that_needs_it(world: World, aside: bool) -> None:
     event_id = new_id()
-    await residual(world, event_id, 40, age_seconds=CALL_SECONDS_MAX + 1)
-    await world.hot.record(charge(event_id, 60))
+    await residual(world, event_id, 40, age_ms=OVER_MS + 1)
+    if aside:
+        await world.hot.quarantine(charge(event_id, 60), origin="owner", reason="a test")
+    else:
+        await world.hot.record(charge(event_id, 60))
     assert (await world.sweeper.look()).released == 0
     await world.settle()
-    assert await world.balance() == (940, 0)
+    assert await world.balance() == ((1_000, 40) if aside else (940, 0))
+
+
+class Spooling:
+    """A process's spool, as it reports it."""
+
+    def __init__(self, directory: str = "disk-1") -> None:
+        self.has_files = False
+        self.report = SpoolReport(directory=directory, pending=lambda: self.has_files)
+
+
+async def call_that_is_over(world: World) -> None:
+    """All processes registered at T0; then an estimate's residual, of a call that can run no more."""
+    await residual(world, "old", 40, age_ms=-1_000)
+    world.now_ms += OVER_MS + 60_000
+
+
+async def test_a_residual_waits_while_a_living_process_has_a_spool(world: World) -> None:
+    spool = Spooling()
+    spool.has_files = True
+    one = await world.process("p1", spool)
+    await call_that_is_over(world)
+    assert (await world.look_for(30, beating=(one,))).released == 0
+    spool.has_files = False
+    assert (await world.look_for(4, beating=(one,))).released == 1
+
+
+async def test_a_residual_waits_until_every_living_process_was_heard(world: World) -> None:
+    """Who is silent may be cut off, and have spooled the final; who is dead may be a zombie."""
+    one, other = await world.process("p1", Spooling()), await world.process("p2", Spooling("2"))
+    await call_that_is_over(world)
+    assert (await world.look_for(8, beating=(one,))).released == 0
+    found = await world.look_for(20, beating=(one,))
+    assert (found.dead, found.released) == (("p2",), 0)
+    reborn = await world.process("p2-2", Spooling("2"))
+    assert await other.beat() is Beat.DEAD
+    assert (await world.look_for(4, beating=(one, reborn))).released == 1
+
+
+async def test_one_look_proves_nothing(world: World) -> None:
+    """A row may be from before an outage: only a heartbeat that comes in tells of now."""
+    one = await world.process("p1", Spooling())
+    await one.beat()
+    await call_that_is_over(world)
+    assert (await world.sweeper.look()).released == 0
+    assert (await world.sweeper.look()).released == 0
+    await one.beat()
+    assert (await world.sweeper.look()).released == 1
+
+
+@pytest.mark.parametrize(("directory", "released"), [("disk-1", 1), ("disk-2", 0), ("", 0)])
+async def test_a_dead_process_has_finals_until_somebody_looked_into_its_spool(
+    world: World, directory: str, released: int
+) -> None:
+    await world.process("p1", Spooling("disk-1"))
+    await world.look_for(20)
+    heir = await world.process("p2", Spooling(directory))
+    await call_that_is_over(world)
+    assert (await world.look_for(6, beating=(heir,))).released == released
+
+
+async def test_a_spool_that_nobody_looks_into_is_given_up_after_a_day(world: World) -> None:
+    await world.process("p1", Spooling())
+    assert (await world.look_for(20)).dead == ("p1",)
+    dead_at = world.now_ms
+    await call_that_is_over(world)
+    world.now_ms = dead_at + LOST_SPOOL_MS
+    assert (await world.sweeper.look()).released == 0
+    world.now_ms += 1
+    assert (await world.sweeper.look()).released == 1
+
+
+async def test_who_was_heard_long_ago_may_be_cut_off_by_now(world: World) -> None:
+    one, other = await world.process("p1", Spooling()), await world.process("p2", Spooling("2"))
+    await world.look_for(4, beating=(one, other))
+    await world.look_for(12, beating=(one,))
+    await call_that_is_over(world)
+    found = await world.sweeper.look()
+    assert (found.dead, found.released) == ((), 0)
+
+
+async def test_directories_without_a_name_are_not_one(world: World) -> None:
+    await world.process("p1", Spooling(""))
+    await world.look_for(20)
+    heir = await world.process("p2", Spooling(""))
+    await call_that_is_over(world)
+    assert (await world.look_for(6, beating=(heir,))).released == 0
+
+
+async def test_who_never_registered_may_have_finals_of_any_call(world: World) -> None:
+    world.now_ms += 3_600_000
+    await world.call_of("unheard-of", 40)
+    await residual(world, "old", 40, age_ms=3_000_000)
+    world.now_ms += 10
+    assert (await world.look_for(20)).dead == ("unheard-of",)
+    await residual(world, "older", 40, age_ms=3_500_000)
+    assert (await world.sweeper.look()).released == 0
+
+
+async def test_a_spool_that_was_looked_into_is_done_with(world: World) -> None:
+    """Also when nobody on that machine lives any more."""
+    await world.process("p1", Spooling())
+    await world.look_for(20)
+    heir = await world.process("p2", Spooling())
+    world.now_ms += OVER_MS + 60_000
+    await world.look_for(6, beating=(heir,))
+    await heir.leave()
+    await residual(world, "old", 40, age_ms=0)
+    world.now_ms += OVER_MS + 1
+    assert (await world.sweeper.look()).released == 1
+
+
+@pytest.mark.parametrize("has_files", [False, True])
+async def test_who_leaves_says_what_is_in_the_spool(world: World, has_files: bool) -> None:
+    spool = Spooling()
+    one = await world.process("p1", spool)
+    await call_that_is_over(world)
+    spool.has_files = has_files
+    await one.leave()
+    assert (await world.sweeper.look()).released == (not has_files)
+
+
+async def test_nobody_waits_for_the_spool_of_who_holds_nothing(world: World) -> None:
+    await world.process("worker", Spooling(), may_hold=False)
+    await call_that_is_over(world)
+    assert (await world.sweeper.look()).released == 1
+    assert (await world.look_for(20)).dead == ("worker",)
+    world.now_ms += 3_600_000
+    await residual(world, "later", 40, age_ms=OVER_MS + 1)
+    assert (await world.sweeper.look()).released == 1
+
+
+async def test_who_began_after_the_call_has_no_final_of_it(world: World) -> None:
+    await residual(world, "old", 40, age_ms=1_000)
+    spool = Spooling()
+    spool.has_files = True
+    one = await world.process("p1", spool)
+    world.now_ms += OVER_MS + 60_000
+    assert (await world.look_for(6, beating=(one,))).released == 1
+
+
+async def test_what_is_complete_stays_complete(world: World) -> None:
+    """Another sweeper has heard nobody yet, but knows what the first one found."""
+    one = await world.process("p1", Spooling())
+    world.now_ms += OVER_MS + 60_000
+    await world.look_for(4, beating=(one,))
+    await residual(world, "late to come", 40, age_ms=OVER_MS + 30_000)
+    assert (await world.another_sweeper().look()).released == 1
+
+
+def test_a_directory_has_one_name(tmp_path: Path) -> None:
+    first = directory_id(tmp_path / "data")
+    assert len(first) == 32
+    assert directory_id(tmp_path / "data") == first
+    assert directory_id(tmp_path / "other") != first
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["spool-id"]
+    (tmp_path / "file").write_text("")
+    assert directory_id(tmp_path / "file") == ""
 
 
 async def test_ended_rows_stay_ended(world: World) -> None:
@@ -287,6 +457,68 @@ async def test_ended_rows_stay_ended(world: World) -> None:
     async with world.database.read() as connection:
         ended = (await connection.execute(select(processes.c.ended_at))).scalar_one()
     assert ended == T0
+
+
+async def names(world: World) -> set[str]:
+    async with world.database.read() as connection:
+        return set((await connection.scalars(select(processes.c.process))).all())
+
+
+async def test_processes_that_ended_long_ago_are_forgotten(world: World) -> None:
+    lives, fresh, old = [await world.process(name) for name in ("lives", "fresh", "old")]
+    await fresh.leave()
+    await old.leave()
+    async with world.database.write() as connection:
+        just = T0 - DAY_MS
+        for name, ended_at in (("fresh", just), ("old", just - 1)):
+            row = update(processes).where(processes.c.process == name)
+            await connection.execute(row.values(ended_at=ended_at))
+        # One that lives is never forgotten, whatever a clock says of its heartbeat.
+        await connection.execute(
+            update(processes).where(processes.c.process == "lives").values(heartbeat_at=0)
+        )
+    await world.sweeper.look()
+    assert await names(world) == {"lives", "fresh"}
+    assert await lives.beat() is Beat.ALIVE
+    # Not at every look: it costs more than it is worth.
+    world.now_ms += 1
+    await world.sweeper.look()
+    assert await names(world) == {"lives", "fresh"}
+    await world.look_for(FORGET_SECONDS, beating=(lives,))
+    assert await names(world) == {"lives"}
+
+
+async def test_processes_that_something_still_names_are_kept(world: World) -> None:
+    for name in ("holds", "spooled", "gone", "nothing"):
+        await (await world.process(name)).leave()
+    call = new_id()
+    await residual(world, call, 40, age_ms=1_000)
+    async with world.database.write() as connection:
+        await connection.execute(update(holds).values(process="holds"))
+    world.spool_owners = {"spooled"}
+    world.now_ms += DAY_MS + 1
+    # The residual is not old by the time that its call began; its owner may still come.
+    async with world.database.write() as connection:
+        await connection.execute(update(holds).values(started_at=world.now_ms))
+    await world.sweeper.look()
+    assert await names(world) == {"holds", "spooled"}
+    async with world.database.write() as connection:
+        await connection.execute(delete(holds))
+    world.spool_owners = set()
+    await world.look_for(FORGET_SECONDS)
+    assert await names(world) == set()
+
+
+async def test_calls_longer_than_a_day_keep_their_processes_as_long(world: World) -> None:
+    sweeper = world.another_sweeper(call_seconds_max=2 * 86_400)
+    await (await world.process("p1")).leave()
+    world.now_ms += 4 * DAY_MS
+    await sweeper.look()
+    assert await names(world) == {"p1"}
+    world.now_ms += 1
+    world.clock.now += FORGET_SECONDS
+    await sweeper.look()
+    assert await names(world) == set()
 
 
 def _away() -> Database:

@@ -54,7 +54,7 @@ async def api(tmp_path: Path) -> AsyncIterator[Api]:
 
 
 def test_every_admin_address_is_listed_here() -> None:
-    from llm_gateway.api.admin import admin_router
+    from llm_gateway.api.admin.router import admin_router
 
     declared = {
         f"{route.path_format}" for route in admin_router().routes if route.path_format != "/admin"
@@ -156,6 +156,8 @@ async def test_grants_without_an_id_are_separate(api: Api) -> None:
         {"amount_micro_credits": -1},
         {"amount_micro_credits": 1.5},
         {"amount_micro_credits": "1.5"},
+        {"amount_micro_credits": "5000000"},
+        {"amount_micro_credits": 1.0},
         {"amount_micro_credits": True},
         {"amount_micro_credits": 2**53},
         {"amount_micro_credits": None},
@@ -172,6 +174,40 @@ async def test_wrong_grant_is_400_and_posts_nothing(api: Api, wrong: dict[str, o
         answer = await client.post("/admin/grants", json={**GRANT, **wrong}, headers=ADMIN)
         assert answer.status_code == 400
         assert answer.json()["error"]["type"] == "invalid_request_error"
+        assert (await client.get("/admin/accounts", headers=ADMIN)).json()["total"] == 0
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "field"),
+    [
+        ("grants", {**GRANT, "amount_micro_credits": "5000000"}, "amount_micro_credits"),
+        ("grants", {"account": "ada"}, "amount_micro_credits"),
+        ("grants", {**GRANT, "amount": 1}, "amount"),
+        ("keys", {**USER_KEY, "scenes": ["agent", 7]}, "scenes[1]"),
+        ("keys", {**USER_KEY, "expires_at": 4102444800}, "expires_at"),
+        ("keys", {**USER_KEY, "expires_at": "4102444800"}, "expires_at"),
+        ("price-books/1/activate", {"at": 4102444800}, "at"),
+        ("accounts/ada/suspend", {"reason": ""}, "reason"),
+    ],
+)
+async def test_body_is_read_strictly_and_the_field_named(
+    api: Api, path: str, body: dict[str, object], field: str
+) -> None:
+    async with api.client() as client:
+        answer = await client.post(f"/admin/{path}", json=body, headers=ADMIN)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"]) == (400, field)
+    assert field in error["message"]
+    assert "$" not in error["message"]
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b"null", b"[]", b'"ada"', b"\xff", b'{"account": "\xff"}']
+)
+async def test_body_that_is_no_object_is_400(api: Api, body: bytes) -> None:
+    async with api.client() as client:
+        answer = await client.post("/admin/accounts", content=body, headers=ADMIN)
+        assert answer.status_code == 400
         assert (await client.get("/admin/accounts", headers=ADMIN)).json()["total"] == 0
 
 

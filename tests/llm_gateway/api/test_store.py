@@ -101,12 +101,8 @@ async def test_user_key_may_not_name_an_account(api: Api, path: str) -> None:
 
 async def test_unknown_key_without_database_is_503(api: Api) -> None:
     headers = await api.user()
-    await api.plane.database.dispose()
-    directory = api.plane.path.parent
-    directory.rename(directory.with_name("elsewhere"))
-    async with api.client() as client:
+    async with api.plane.away(), api.client() as client:
         answer = await client.get("/credit-store/balance", headers=headers)
-    directory.with_name("elsewhere").rename(directory)
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "database_unavailable")
 
 

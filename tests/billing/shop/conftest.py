@@ -1,0 +1,25 @@
+"""The store on both engines."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.money import Place, migrated
+from tests.support.shop import Shop, open_shop
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    """A fresh, migrated database."""
+    if request.param == "sqlite":
+        return migrated(tmp_path)
+    url: str = request.getfixturevalue("postgres_url")
+    return url
+
+
+@pytest.fixture
+async def shop(place: Place) -> AsyncIterator[Shop]:
+    """A store; its invariants are checked at the end."""
+    async with open_shop(place) as made:
+        yield made
