@@ -67,6 +67,7 @@ wheel: $(VENV)/.dev
 clean:
 	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage htmlcov mutants
 
+# The locks are whole, so nothing is left to resolve: older pips would look for newer releases of what has extras.
 # The stamps are newer than the locks exactly when the environment holds what the locks say.
 $(VENV)/.created: Makefile
 	@command -v $(PYTHON) >/dev/null || { echo "llm-gateway needs Python 3.11 or newer; there is no '$(PYTHON)' on the PATH (set PYTHON=...)." >&2; exit 1; }
@@ -77,11 +78,11 @@ $(VENV)/.created: Makefile
 
 $(VENV)/.runtime: $(VENV)/.created requirements.lock pyproject.toml
 	@echo "Installing what the gateway needs (first time: about a minute) ..."
-	@$(PIP_INSTALL) --require-hashes -r requirements.lock
+	@$(PIP_INSTALL) --no-deps --require-hashes -r requirements.lock
 	@$(PIP_INSTALL) --no-deps -e .
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.runtime requirements-dev.lock
 	@echo "Installing what the tests need ..."
-	@$(PIP_INSTALL) --require-hashes -r requirements-dev.lock
+	@$(PIP_INSTALL) --no-deps --require-hashes -r requirements-dev.lock
 	@touch $@

@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import Final, assert_never
 
 import msgspec
-from sqlalchemy import ColumnElement, Select, and_, func, or_, select, update
+from sqlalchemy import ColumnElement, Select, and_, case, func, or_, select, update
 from sqlalchemy.engine import Row
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -85,6 +85,21 @@ class Transaction(msgspec.Struct, frozen=True, kw_only=True):
     order_id: str | None
     source_ref_id: str | None
     created_at: int
+
+
+class EntryFilter(msgspec.Struct, frozen=True, kw_only=True):
+    """Which entries of an account: "" and None let all pass. Times are the entries' own.
+
+    `from_at` is included, `to_at` is not; milliseconds since the epoch.
+    """
+
+    source: str = ""
+    direction: str = ""
+    from_at: int | None = None
+    to_at: int | None = None
+
+
+EVERY_ENTRY: Final = EntryFilter()
 
 
 class Grant(msgspec.Struct, frozen=True, kw_only=True):
@@ -266,36 +281,39 @@ class Accounts:
                 assert_never(result)
 
     async def transactions(
-        self, account: str, request: PageRequest, *, source: str = "", direction: str = ""
+        self, account: str, request: PageRequest, wanted: EntryFilter = EVERY_ENTRY
     ) -> Page[Transaction]:
         """An account's entries, newest first, by their number within the account.
 
         Entries from before the account had a row (free calls, balance 0) have no number and are
         left out; each is found under its call.
         """
-        table = ledger_entries
-        conditions: list[ColumnElement[bool]] = [
-            table.c.account == account,
-            table.c.account_seq.is_not(None),
-        ]
-        if source:
-            conditions.append(table.c.source == source)
-        if direction:
-            conditions.append(table.c.direction == direction)
-        wanted = _entry_columns().where(*conditions)
+        conditions = _numbered(account, wanted)
+        chosen = _entry_columns().where(*conditions)
         if request.after is not None:
-            wanted = wanted.where(table.c.account_seq < request.after)
-        ordered = wanted.order_by(table.c.account_seq.desc()).limit(request.page_size + 1)
+            chosen = chosen.where(ledger_entries.c.account_seq < request.after)
+        ordered = chosen.order_by(ledger_entries.c.account_seq.desc()).limit(request.page_size + 1)
         async with self._database.read() as connection:
             rows = (await connection.execute(ordered.offset(request.offset))).all()
-            if source or direction:
-                counted = select(func.count()).select_from(table).where(*conditions)
+            if wanted != EVERY_ENTRY:
+                counted = select(func.count()).select_from(ledger_entries).where(*conditions)
             else:
                 # The numbers have no gap, so the last one is how many there are.
                 counted = select(accounts_table.c.seq).where(accounts_table.c.account == account)
             total = await connection.scalar(counted)
         items = [_transaction(row) for row in rows]
         return make_page(request, items, [item.account_seq or 0 for item in items], total or 0)
+
+    async def entries_from(
+        self, account: str, wanted: EntryFilter, *, after: int, limit: int
+    ) -> list[Transaction]:
+        """Up to `limit` entries whose numbers follow `after`, oldest first: for what reads them all."""
+        chosen = _entry_columns().where(
+            *_numbered(account, wanted), ledger_entries.c.account_seq > after
+        )
+        ordered = chosen.order_by(ledger_entries.c.account_seq).limit(limit)
+        async with self._database.read() as connection:
+            return [_transaction(row) for row in (await connection.execute(ordered)).all()]
 
     async def _set_suspended(
         self, account: str, reason: str, *, suspended: bool, actor: str
@@ -305,7 +323,15 @@ class Accounts:
             changed = await connection.execute(
                 update(accounts_table)
                 .where(accounts_table.c.account == account)
-                .values(suspended=suspended, suspended_reason=reason, updated_at=now_ms)
+                .values(
+                    suspended=suspended,
+                    suspended_reason=reason,
+                    # Never back: the next entry is posted no earlier than this.
+                    updated_at=case(
+                        (accounts_table.c.updated_at > now_ms, accounts_table.c.updated_at),
+                        else_=now_ms,
+                    ),
+                )
             )
             if not changed.rowcount:
                 raise UnknownAccountError
@@ -336,6 +362,23 @@ def _account_columns() -> Select[*tuple[object, ...]]:
 
 def _account(row: Row[*tuple[object, ...]]) -> AccountInfo:
     return msgspec.convert(dict(zip(AccountInfo.__struct_fields__, row, strict=True)), AccountInfo)
+
+
+def _numbered(account: str, wanted: EntryFilter) -> list[ColumnElement[bool]]:
+    table = ledger_entries
+    conditions: list[ColumnElement[bool]] = [
+        table.c.account == account,
+        table.c.account_seq.is_not(None),
+    ]
+    if wanted.source:
+        conditions.append(table.c.source == wanted.source)
+    if wanted.direction:
+        conditions.append(table.c.direction == wanted.direction)
+    if wanted.from_at is not None:
+        conditions.append(table.c.created_at >= wanted.from_at)
+    if wanted.to_at is not None:
+        conditions.append(table.c.created_at < wanted.to_at)
+    return conditions
 
 
 def _entry_columns() -> Select[*tuple[object, ...]]:

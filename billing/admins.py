@@ -14,15 +14,16 @@ from enum import StrEnum
 from typing import Final
 
 import msgspec
-from sqlalchemy import func, insert, select, update
+from sqlalchemy import insert, select, update
 from sqlalchemy.engine import Row
 from sqlalchemy.exc import SQLAlchemyError
 
 from billing.audit import Act, note
 from billing.db.hot import DatabaseUnavailableError
+from billing.db.pages import read_page
 from billing.db.session import Database
 from billing.db.tables import admin_tokens
-from billing.lists import Page, PageRequest, make_page
+from billing.lists import Page, PageRequest
 
 TOKEN_PREFIX: Final = "lga_"  # noqa: S105 - what every token begins with, no secret
 TOKEN_CHARACTERS: Final = len(TOKEN_PREFIX) + 43  # 32 bytes in base64 without padding
@@ -201,13 +202,7 @@ class Admins:
         """All tokens, newest first; by page number only."""
         table = admin_tokens
         ordered = select(table).order_by(table.c.created_at.desc(), table.c.id.desc())
-        async with self._database.read() as connection:
-            rows = (
-                await connection.execute(ordered.limit(request.page_size).offset(request.offset))
-            ).all()
-            total = await connection.scalar(select(func.count()).select_from(table))
-        items = [_token(row) for row in rows]
-        return make_page(request, items, [None] * len(items), total or 0)
+        return await read_page(self._database, ordered, request, _token)
 
     async def revoke(self, token_id: str, *, actor: str) -> AdminToken | None:
         """Withdraw a token for good; None if there is none. Once more changes nothing."""

@@ -36,12 +36,13 @@ from billing.accounts import (
 from billing.audit import Act, Detail, note
 from billing.context import BillingContext, encode_context
 from billing.db.hot import HotDatabase
+from billing.db.pages import read_page
 from billing.db.session import Database
 from billing.db.tables import corrections, ledger_entries, orders, outbox, usage
 from billing.events import Revision
 from billing.failpoints import reach
 from billing.holds import Granted, HoldRequest, HoldStore, Refused
-from billing.lists import Page, PageRequest, make_page
+from billing.lists import Page, PageRequest
 from billing.shop.fields import KEY_MAX, Fields
 from billing.shop.orders import OrderStatus, UnknownOrderError
 from billing.shop.postings import OnPosted, post_one
@@ -278,14 +279,7 @@ class Corrections:
             .where(*conditions)
             .order_by(table.c.created_at.desc(), table.c.event_id.desc())
         )
-        counted = select(func.count()).select_from(table).where(*conditions)
-        async with self._database.read() as connection:
-            rows = (
-                await connection.execute(ordered.limit(request.page_size).offset(request.offset))
-            ).all()
-            total = await connection.scalar(counted)
-        items = [_correction(row) for row in rows]
-        return make_page(request, items, [None] * len(items), total or 0)
+        return await read_page(self._database, ordered, request, _correction)
 
     async def resume(self) -> int:
         """Carry out what was promised and, after a crash, not posted; how many."""

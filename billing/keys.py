@@ -14,16 +14,17 @@ from enum import Enum, StrEnum
 from typing import Final
 
 import msgspec
-from sqlalchemy import func, insert, select, update
+from sqlalchemy import insert, select, update
 from sqlalchemy.engine import Row
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing.audit import Act, Detail, note
 from billing.db.hot import DatabaseUnavailableError
+from billing.db.pages import read_page
 from billing.db.session import Database
 from billing.db.tables import api_keys
-from billing.lists import Page, PageRequest, make_page
+from billing.lists import Page, PageRequest
 
 TOKEN_PREFIX: Final = "lgw_"  # noqa: S105 - what every token begins with, no secret
 TOKEN_CHARACTERS: Final = len(TOKEN_PREFIX) + 43  # 32 bytes in base64 without padding
@@ -68,6 +69,15 @@ class KeyInfo(msgspec.Struct, frozen=True, kw_only=True):
     def revoked(self) -> bool:
         """Whether an admin withdrew the key."""
         return self.revoked_at is not None
+
+    @property
+    def has_limits(self) -> bool:
+        """Whether its calls are counted at all."""
+        return (
+            self.requests_per_minute is not None
+            or self.tokens_per_minute is not None
+            or self.concurrent_calls is not None
+        )
 
     def usable(self, now_ms: int) -> bool:
         """Whether the key still opens anything at a time (milliseconds since the epoch)."""
@@ -233,13 +243,7 @@ class Keys:
         if account:
             wanted = wanted.where(api_keys.c.account == account)
         ordered = wanted.order_by(api_keys.c.created_at.desc(), api_keys.c.id.desc())
-        async with self._database.read() as connection:
-            rows = (
-                await connection.execute(ordered.limit(request.page_size).offset(request.offset))
-            ).all()
-            total = await connection.scalar(select(func.count()).select_from(wanted.subquery()))
-        items = [_info(row) for row in rows]
-        return make_page(request, items, [None] * len(items), total or 0)
+        return await read_page(self._database, ordered, request, _info)
 
     async def revoke(self, key_id: str, *, actor: str) -> KeyInfo | None:
         """Withdraw a key for good; None if there is none. Once more changes nothing."""

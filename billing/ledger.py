@@ -479,7 +479,9 @@ class Batch:
         if running.exists:
             running.seq += 1
             running.last_event_id = entry.event_id
-            running.updated_at = self._now
+            # Another process's clock may be ahead: an account's entries never go back in time, so a
+            # month that has ended is a range of numbers that nothing is added to.
+            running.updated_at = max(self._now, running.updated_at)
             self._changed[entry.account] = running
         written = LedgerEntry(
             event_id=entry.event_id,
@@ -500,7 +502,7 @@ class Batch:
             usage_event_id=usage_event_id,
             usage_revision=revision,
             created_at=self._now if entry.created_at is None else entry.created_at,
-            posted_at=self._now,
+            posted_at=running.updated_at if running.exists else self._now,
         )
         self._entries[entry.event_id] = written
         self.written.append(written)

@@ -1,11 +1,11 @@
-"""Pure: what a batch of settled calls adds to the hourly usage, one row for each group of calls."""
+"""Pure: what a batch of settled calls adds to the rollup, one row for each group of calls."""
 
 from collections.abc import Sequence
 from typing import Final
 
 from msgspec.structs import astuple
 
-from billing.db.invariants import HOUR_MS, ROLLUP_KEY, ROLLUP_SUMS
+from billing.db.invariants import QUARTER_MS, ROLLUP_KEY, ROLLUP_SUMS
 from billing.events import ChargeEvent
 
 Value = str | int
@@ -16,7 +16,7 @@ _KEY_WIDTH: Final = len(ROLLUP_KEY)
 
 
 class Rollup:
-    """Sums by account, hour of the call's begin, key, app, scene, provider and model sent.
+    """Sums by account, quarter of the hour in which the call began, key, app, scene, provider and model sent.
 
     A final that takes the place of an estimate is added, and the estimate taken back: the two may
     lie in different groups. What comes out is to be added to what a group has.
@@ -28,20 +28,20 @@ class Rollup:
         # The counts of each call, summed at the end: column by column is quicker than call by call.
         self._groups: dict[tuple[Value, ...], list[tuple[int, ...]]] = {}
 
-    def add(self, event: ChargeEvent) -> None:
-        """A call was charged."""
+    def add(self, event: ChargeEvent, *, failed: bool = False) -> None:
+        """A call was charged. Cancelled ones add themselves, when they are recorded."""
         context = event.context
         started_at = context.started_at
         key = (
             context.account,
-            started_at - started_at % HOUR_MS,
+            started_at - started_at % QUARTER_MS,
             context.key_id,
             context.app,
             context.scene,
             context.provider,
             context.model_sent,
         )
-        counts = (*astuple(event.usage), event.amount, 1)
+        counts = (*astuple(event.usage), event.amount, 1, int(failed))
         group = self._groups.get(key)
         if group is None:
             self._groups[key] = [counts]

@@ -22,6 +22,7 @@ from billing.holds.redis import RedisHoldStore
 from billing.holds.redis_connection import RedisAddressError, RedisRefusedError
 from billing.holds.redis_view import RedisView
 from billing.keys import Keys
+from billing.limits.factory import limit_store
 from billing.settlement.broker_address import BrokerAddressError
 from billing.settlement.brokers import link_maker
 from billing.settlement.delivery import Delivery, make_delivery
@@ -43,6 +44,7 @@ from llm_gateway.config import password_of
 from llm_gateway.first_start import FirstStart
 from llm_gateway.gateway import Gateway
 from llm_gateway.metrics import Metrics
+from llm_gateway.shop import Shop, open_shop
 from llm_gateway.start import StartError
 from llm_gateway.tokens import TokenCounter
 from llm_gateway.upstream.echo import EchoUpstream
@@ -56,8 +58,10 @@ if TYPE_CHECKING:
     from billing.db.hot import SettleReport
     from billing.holds import HoldStore
     from billing.holds.database import DatabaseHoldStore
+    from billing.limits import LimitStore
     from billing.settlement.registry import Pace
     from billing.settlement.service import Endless, Runnable
+    from billing.shop.postings import OnPosted
     from llm_gateway.config import Config, ProviderConfig
     from llm_gateway.logs import LineWriter
     from llm_gateway.upstream import Upstream
@@ -65,6 +69,7 @@ if TYPE_CHECKING:
 ADOPT_SECONDS: Final = 5.0  # between two looks for spool files of dead processes
 PARTITION_SECONDS: Final = 3600.0
 GAUGE_SECONDS: Final = 2.0
+SHOP_SECONDS: Final = 30.0  # between two looks for what a crash left half done
 
 _log = logging.getLogger(__name__)
 
@@ -92,6 +97,7 @@ class Parts(msgspec.Struct, frozen=True, kw_only=True):
     keys: Keys
     books: PriceBooks
     accounts: Accounts
+    shop: Shop
     outbox: Outbox
     ledger: Runnable | None  # None: a worker of its own settles
     publisher: Delivery | None  # None: no broker carries charges to the worker
@@ -164,6 +170,7 @@ async def build_gateway(
     metrics = Metrics()
     keys = Keys(database, now_ms=clock.now_ms, monotonic=clock.monotonic)
     books = PriceBooks(database, now_ms=clock.now_ms, monotonic=clock.monotonic)
+    limits = await _limits(storage, stack)
     gateway = Gateway(
         config=config,
         keys=keys,
@@ -172,6 +179,7 @@ async def build_gateway(
         guard=CreditBalanceGuard(
             holds, process=process, min_output_tokens=config.guard.min_output_tokens
         ),
+        limits=limits,
         outbox=storage.outbox,
         upstreams=upstreams,
         tokens=TokenCounter(),
@@ -182,9 +190,7 @@ async def build_gateway(
     publisher = _publisher(storage)
     if publisher is not None:
         metrics.brokers.append(publisher.figures)
-    chores: list[Endless] = [] if config.database.is_sqlite else [_adoption(storage)]
-    if registration is not None:
-        chores.append(Beating(registration, partial(_on_registry, storage, registration, gateway)))
+    shop = _shop(storage, gateway)
     return Parts(
         config=config,
         gateway=gateway,
@@ -194,14 +200,39 @@ async def build_gateway(
         keys=keys,
         books=books,
         accounts=_accounts(storage),
+        shop=shop,
         outbox=storage.outbox,
         ledger=_embedded_ledger(storage, pace, metrics),
         publisher=publisher,
         registration=registration,
-        chores=tuple(chores),
+        chores=_own_chores(storage, registration, gateway, shop),
         metrics=metrics,
         log=log,
     )
+
+
+async def _limits(storage: Storage, stack: AsyncExitStack) -> LimitStore:
+    limits = limit_store(
+        storage.holds,
+        storage.database,
+        call_seconds_max=storage.config.guard.call_seconds_max,
+        monotonic=clock.monotonic,
+    )
+    await limits.start()
+    stack.push_async_callback(limits.close)
+    return limits
+
+
+def _own_chores(
+    storage: Storage, registration: Registration | None, gateway: Gateway, shop: Shop
+) -> tuple[Endless, ...]:
+    """What every gateway does from time to time, whoever settles."""
+    chores: list[Endless] = [Chore(name="shop", seconds=SHOP_SECONDS, act=shop.resume)]
+    if not storage.config.database.is_sqlite:
+        chores.append(_adoption(storage))
+    if registration is not None:
+        chores.append(Beating(registration, partial(_on_registry, storage, registration, gateway)))
+    return tuple(chores)
 
 
 async def build_worker(
@@ -382,9 +413,29 @@ async def _recover(storage: Storage, process: str) -> None:
 
 
 def _accounts(storage: Storage) -> Accounts:
+    return Accounts(
+        storage.database, storage.hot, now_ms=clock.now_ms, on_posted=_on_posted(storage)
+    )
+
+
+def _shop(storage: Storage, gateway: Gateway) -> Shop:
+    config = storage.config
+    return open_shop(
+        storage.database,
+        storage.hot,
+        holds=gateway.holds,
+        process=lambda: gateway.guard.process,
+        now_ms=clock.now_ms,
+        new_id=clock.new_event_id,
+        on_posted=_on_posted(storage),
+        call_seconds_max=config.guard.call_seconds_max,
+        mock_payments=config.payments.mock,
+    )
+
+
+def _on_posted(storage: Storage) -> OnPosted | None:
     # Holds in Redis go by a balance of their own, which a grant must reach.
-    refresh = storage.holds.refresh if isinstance(storage.holds, RedisHoldStore) else None
-    return Accounts(storage.database, storage.hot, now_ms=clock.now_ms, on_posted=refresh)
+    return storage.holds.refresh if isinstance(storage.holds, RedisHoldStore) else None
 
 
 def _publisher(storage: Storage) -> Delivery | None:

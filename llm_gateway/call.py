@@ -3,9 +3,10 @@
     identify -> read body -> quote -> hold -> open upstream -> relay and meter -> price -> charge -> last bytes
 
 The coroutine waits for four things only: the hold, the upstream's head, its end, and the commit of
-the charge. The connection tells the call when its client leaves (`client_gone`), the gateway when it
-must end (`stop`). Whatever happens, a hold that was granted is resolved exactly once: charged,
-cancelled, or, if this process dies, left behind as evidence for the sweeper.
+the charge; and for a key with limits to be counted, before the hold. The connection tells the call
+when its client leaves (`client_gone`), the gateway when it must end (`stop`). Whatever happens, a
+hold that was granted is resolved exactly once: charged, cancelled, or, if this process dies, left
+behind as evidence for the sweeper.
 """
 
 from __future__ import annotations
@@ -21,11 +22,13 @@ from billing.db.hot import DatabaseUnavailableError, EventConflictError
 from billing.events import ChargeEvent, Finish, Revision, UsageNotes
 from billing.failpoints import reach
 from billing.holds import GuardUnavailableError, Refused
+from billing.limits import Limited, LimitsUnavailableError
 from billing.settlement.outbox import NotDurableError
 from llm_gateway import clock, errors, identity
 from llm_gateway.dialects import chat
 from llm_gateway.front import ClientGoneError
 from llm_gateway.hold_watch import HoldWatch
+from llm_gateway.limit_headers import limit_headers
 from llm_gateway.meter import StreamMeter
 from llm_gateway.relay import AnswerTooLargeError, ErrorBody, JsonAnswer, StreamAnswer
 from llm_gateway.upstream import Aborted, FirstByteTimeout, UpstreamError, UpstreamRequest
@@ -36,6 +39,8 @@ from pricing_rules.usage import Usage
 if TYPE_CHECKING:
     from billing.context import BillingContext
     from billing.guard import Admitted
+    from billing.keys import KeyInfo
+    from billing.limits import TakeRequest
     from llm_gateway.front import Front, Headers
     from llm_gateway.gateway import Gateway, Quote, Target
     from llm_gateway.identity import Caller
@@ -89,6 +94,8 @@ class Call:
         self._stream: StreamAnswer | None = None
         self._watch: HoldWatch | None = None
         self._holds_credit = False
+        self._taken: TakeRequest | None = None  # counted against the limits of its key
+        self._limit_headers: tuple[tuple[bytes, bytes], ...] = ()
         self._gone = False
         self._stopped = ""  # why the gateway ended the call
         self._paused = False  # the client reads too slowly
@@ -120,6 +127,7 @@ class Call:
         finally:
             if self._exchange is not None:
                 self._exchange.abort()
+            self._end_take(0)
             if self._client.call is self:
                 self._client.drop()  # no answer was sent, and none will be: do not keep it waiting
             self._gateway.ended(self)
@@ -128,6 +136,8 @@ class Call:
         caller = await self._identify()
         request = chat.parse(await self._read_body())
         quote = self._gateway.quote(caller, request, self.event_id, self.started_at)
+        if caller.key.has_limits:
+            await self._take(caller.key, quote)
         await self._hold(quote)
         exchange = await self._open_upstream(quote)
         if _is_stream(exchange):
@@ -147,6 +157,37 @@ class Call:
             raise ClientGoneError
         self._client.send_continue()
         return await self._client.body
+
+    async def _take(self, key: KeyInfo, quote: Quote) -> None:
+        """Count the call against the limits of its key, for all processes together."""
+        self.context = quote.context
+        request = self._gateway.take_request(key, quote)
+        try:
+            answer = await self._gateway.limits.take(request)
+        except LimitsUnavailableError:
+            if self._gateway.config.guard.allow_micro_credits:
+                self._gateway.metrics.limited("uncounted")
+                return
+            self._gateway.metrics.limited("unavailable")
+            raise errors.LimitsUnavailableError from None
+        self._limit_headers = limit_headers(answer)
+        if isinstance(answer, Limited):
+            self._gateway.metrics.limited(answer.kind)
+            raise errors.KeyLimitedError(
+                limit=answer.kind, value=answer.limit, retry_ms=answer.retry_ms
+            )
+        self._taken = request
+
+    def _end_take(self, tokens: int) -> None:
+        """The call ends for the limits of its key, once: with what it used, or as if it had not been."""
+        taken, self._taken = self._taken, None
+        if taken is None:
+            return
+        if self._admitted is None:
+            self._limit_headers = ()
+            self._gateway.limits.release(taken)
+        else:
+            self._gateway.limits.settle(taken, tokens)
 
     async def _hold(self, quote: Quote) -> None:
         """Set the worst-case price aside, or as much of it as the account has."""
@@ -272,6 +313,7 @@ class Call:
         self.verdict = verdict
         self.outcome = "charged"
         self._holds_credit = False
+        self._end_take(verdict.usage.total)  # beside the commit: before the client can ask again
         reach("before_commit")
         await self._gateway.outbox.write(self._finish(verdict))
         reach("after_commit")
@@ -279,6 +321,7 @@ class Call:
     async def _cancel(self, reason: str) -> None:
         """Nothing is charged: note why and give the hold back; harmless where nothing is held."""
         self.outcome = self.outcome or reason
+        self._end_take(0)
         if not self._holds_credit:
             return
         self.verdict = nothing(reason)
@@ -492,6 +535,7 @@ class Call:
         for name, value in exchange.headers:
             if shown := _PASSED_HEADERS.get(name):
                 headers.append((shown, value))
+        headers += self._limit_headers
         if self.streamed:
             headers.append((b"cache-control", b"no-cache"))
         if self._admitted is not None and self._admitted.clamped:
@@ -517,6 +561,7 @@ class Call:
             (b"content-type", b"application/json"),
             (b"x-request-id", self.event_id.encode()),
         ]
+        headers += self._limit_headers
         headers += [(name.encode(), value.encode()) for name, value in error.headers.items()]
         self._client.send_answer(error.status, headers, error.envelope())
 

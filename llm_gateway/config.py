@@ -136,6 +136,12 @@ class AuthConfig(Section, frozen=True, kw_only=True):
     admin_token: Secret | None = None
 
 
+class PaymentsConfig(Section, frozen=True, kw_only=True):
+    """[payments]: how orders can be paid, beside an administrator's word."""
+
+    mock: bool = False  # for development: whoever ordered says that it is paid
+
+
 class PricingConfig(Section, frozen=True, kw_only=True):
     """[pricing]: the price book to start with, and what happens where nothing can be priced."""
 
@@ -230,6 +236,7 @@ class Config(Section, frozen=True, kw_only=True):
     broker: BrokerConfig = BrokerConfig()
     ledger_worker: LedgerWorkerConfig = LedgerWorkerConfig()
     auth: AuthConfig = AuthConfig()
+    payments: PaymentsConfig = PaymentsConfig()
     pricing: PricingConfig = PricingConfig()
     scenes: tuple[SceneConfig, ...] = ()
     providers: tuple[ProviderConfig, ...] = ()

@@ -22,11 +22,13 @@ GatewayError
   HeadersTooLargeError          431 headers_too_large
   RateLimitedError              429 rate_limited
     CreditHeldError             429 credit_held
+    KeyLimitedError             429 rate_limited
     UpstreamRateLimitedError    429 rate_limited
   InternalError                 500 internal_error
   UpstreamFailedError           502 upstream_error
   UnavailableError              503 unavailable
     GuardUnavailableError       503 guard_unavailable
+    LimitsUnavailableError      503 limits_unavailable
     BooksStaleError             503 books_stale
     ShuttingDownError           503 shutting_down
     DatabaseUnavailableError    503 database_unavailable
@@ -343,6 +345,22 @@ class CreditHeldError(RateLimitedError):
         )
 
 
+class KeyLimitedError(RateLimitedError):
+    """A limit of the key; `limit` is one of requests, tokens, concurrency.
+
+    OpenAI's SDKs wait as long as `retry-after-ms` says, others whole seconds.
+    """
+
+    def __init__(self, *, limit: str, value: int, retry_ms: int) -> None:
+        may = _LIMITS[limit].format(value)
+        super().__init__(
+            f"This key may {may}; try again in {format_reset(retry_ms)}.",
+            retry_after_seconds=-(-retry_ms // 1000),
+            extra={"limit": limit, "limit_value": value},
+        )
+        self.headers["retry-after-ms"] = str(retry_ms)
+
+
 class UpstreamRateLimitedError(RateLimitedError):
     """The provider's limit, which all callers of the gateway share."""
 
@@ -413,6 +431,13 @@ class GuardUnavailableError(UnavailableError):
     text = "Credit cannot be checked at the moment; try again."
 
 
+class LimitsUnavailableError(UnavailableError):
+    """The limits of the key could not be counted, and no call passes uncounted."""
+
+    code = "limits_unavailable"
+    text = "The limits of this key cannot be checked at the moment; try again."
+
+
 class BooksStaleError(UnavailableError):
     """The price books could not be refreshed, so prices are not known to be current."""
 
@@ -479,6 +504,22 @@ def wrap_upstream_error(
     return UpstreamFailedError(f"The provider answered with status {status}.")
 
 
+def format_reset(milliseconds: int) -> str:
+    """A duration as OpenAI writes it in x-ratelimit-reset-*: "120ms", "8.64s", "6m0s", "1h0m0s".
+
+    https://platform.openai.com/docs/guides/rate-limits#rate-limits-in-headers
+    """
+    seconds, rest = divmod(milliseconds, 1000)
+    if not seconds:
+        return f"{rest}ms" if rest else "0s"
+    minutes, seconds = divmod(seconds, 60)
+    hours, minutes = divmod(minutes, 60)
+    tail = f"{seconds}.{rest:03}".rstrip("0") if rest else str(seconds)
+    if hours:
+        return f"{hours}h{minutes}m{tail}s"
+    return f"{minutes}m{tail}s" if minutes else f"{tail}s"
+
+
 def shorten(text: str) -> str:
     """A client's own text, cut so that a message that quotes it stays short."""
     if len(text) <= NAME_CHARACTERS_MAX:
@@ -519,6 +560,11 @@ class _LooseError(msgspec.Struct):
     error: str | None = None  # Ollama's own shape
 
 
+_LIMITS: Final = {
+    "requests": "make {} requests per minute (RPM)",
+    "tokens": "use {} tokens per minute (TPM), of which this call could need more than are left",
+    "concurrency": "run {} calls at once, and as many run now",
+}
 _ABOUT_THE_REQUEST: Final = frozenset({400, 404, 413, 422})
 _ABOUT_OUR_KEY: Final = frozenset({401, 402, 403})
 _RETRY_HEADERS: Final = frozenset({"retry-after", "retry-after-ms"})

@@ -12,6 +12,8 @@ from billing.books import BooksStaleError, NoBookError
 from billing.context import BillingContext
 from billing.guard import Bounds
 from billing.holds import GuardUnavailableError, HoldBeat
+from billing.limits import Limits, TakeRequest
+from billing.limits.bucket import effective
 from llm_gateway import clock, errors
 from llm_gateway.call import Call
 from llm_gateway.config import SceneConfig
@@ -33,7 +35,8 @@ if TYPE_CHECKING:
     from billing.books import PriceBooks
     from billing.guard import CreditBalanceGuard
     from billing.holds import HoldStore
-    from billing.keys import Keys
+    from billing.keys import KeyInfo, Keys
+    from billing.limits import LimitStore
     from billing.settlement.outbox import Outbox
     from llm_gateway.config import Config
     from llm_gateway.front import Front, Headers
@@ -52,6 +55,7 @@ DRAIN_SECONDS_MAX: Final = 120.0
 # https://cookbook.openai.com/examples/how_to_count_tokens_with_tiktoken
 TEMPLATE_TOKENS: Final = 3
 HEARTBEAT_SECONDS: Final = 2.0
+BYTES_PER_TOKEN: Final = 4  # of input, for limits: what is wrong about it is put right at the end
 
 _log = logging.getLogger(__name__)
 
@@ -86,6 +90,7 @@ class Gateway:
         books: PriceBooks,
         holds: HoldStore,
         guard: CreditBalanceGuard,
+        limits: LimitStore,
         outbox: Outbox,
         upstreams: Mapping[str, Upstream],
         tokens: TokenCounter,
@@ -98,6 +103,7 @@ class Gateway:
         self.books = books
         self.holds = holds
         self.guard = guard
+        self.limits = limits
         self.outbox = outbox
         self.upstreams = upstreams
         self.tokens = tokens
@@ -241,6 +247,28 @@ class Gateway:
         provider, model = one.provider.name, one.model_sent
         toml = near_rule_toml(scene, provider, model)
         return errors.NoPriceRuleError(scene=scene, provider=provider, model=model, rule_toml=toml)
+
+    def take_request(self, key: KeyInfo, quote: Quote) -> TakeRequest:
+        """What a call asks of the limits of its key: its input, about, and the output it may have."""
+        bounds, sent = quote.targets[0].bounds, quote.request.input_bytes
+        per_choice = bounds.model_max_output if bounds.client_limit is None else bounds.client_limit
+        tokens = (
+            bounds.input_tokens - sent  # images and the like
+            + -(-sent // BYTES_PER_TOKEN)
+            + bounds.choices * per_choice
+        )  # fmt: skip
+        limits = Limits(
+            requests=key.requests_per_minute,
+            tokens=key.tokens_per_minute,
+            calls=key.concurrent_calls,
+        )
+        return TakeRequest(
+            key_id=key.key_id,
+            event_id=quote.context.event_id,
+            limits=effective(limits),
+            tokens=tokens,
+            process=self.guard.process,
+        )
 
     def scene(self, name: str) -> SceneConfig:
         """The settings of a scene; the defaults if the file does not name it."""

@@ -131,6 +131,9 @@ class Metrics(Collector):
         self.quarantined_events = 0
         self._calls = _Counter("llm_gateway_calls", "Calls that ended", ("outcome", "stream"))
         self._admissions = _Counter("llm_gateway_admissions", "Asked for a hold", ("reason",))
+        self._limited = _Counter(
+            "llm_gateway_limited", "Calls that a limit of their key refused", ("limit",)
+        )
         self._upstream_errors = _Counter(
             "llm_gateway_upstream_errors", "Attempts that a provider failed", ("provider", "kind")
         )
@@ -160,6 +163,14 @@ class Metrics(Collector):
     def admission(self, reason: str) -> None:
         """A hold was asked for: "admitted", or why it was not granted."""
         self._admissions.add(reason)
+
+    def limited(self, limit: str) -> None:
+        """A limit of a key refused a call: requests, tokens or concurrency.
+
+        "unavailable": the limits could not be counted; "uncounted": so the call passed, as
+        `on_unavailable` allows.
+        """
+        self._limited.add(limit)
 
     def upstream_error(self, provider: str, kind: str) -> None:
         """An attempt failed at a provider of the settings."""
@@ -223,6 +234,7 @@ class Metrics(Collector):
         if self._takes_calls:
             yield self._calls.family()
             yield self._admissions.family()
+            yield self._limited.family()
             yield self._upstream_errors.family()
             yield self._quality.family()
             yield self._first_token.family()

@@ -17,6 +17,7 @@ import msgspec
 import uvloop
 from sqlalchemy.exc import SQLAlchemyError
 
+from billing.admins import Admins
 from billing.audit import AuditTrail
 from billing.backlog import Backlog
 from billing.books import BooksStaleError, NoBookError
@@ -329,6 +330,8 @@ def _api_state(parts: Parts, token: str, neighbours: Neighbours | None) -> ApiSt
             call_seconds_max=parts.config.guard.call_seconds_max,
             guard=view,
         ),
+        shop=parts.shop,
+        admins=Admins(parts.database, now_ms=clock.now_ms),
         admin_token=Secret(token),
         now_ms=clock.now_ms,
         new_event_id=clock.new_event_id,

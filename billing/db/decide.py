@@ -8,7 +8,7 @@ import msgspec
 
 from billing.db import rows
 from billing.db.rows import Row, Waiting
-from billing.events import ChargeEvent, Revision
+from billing.events import ChargeEvent, Revision, UsageQuality
 from billing.holds import Applied, Granted, HoldRequest, Refused
 from billing.ledger import (
     FINAL_SUFFIX,
@@ -128,6 +128,7 @@ class Settlement:
         self.entries: list[LedgerEntry] = []  # that stand for the rows, since now or before
         self.rollup = Rollup()  # of what is posted now
         self.superseded: list[str] = []  # calls whose estimates are to be taken back from it
+        self._failed: AbstractSet[tuple[str, int]] = frozenset()
         self._pending: list[tuple[Waiting, PendingCharge]] = []
         self._finished: dict[str, list[str]] = {}  # by account
         self._estimated: dict[str, list[tuple[str, int]]] = {}
@@ -155,13 +156,27 @@ class Settlement:
         """The ids of which must be known whether the owner has spoken."""
         return [row.event_id for row, _ in self._pending if row.revision == Revision.ESTIMATE]
 
+    @property
+    def doubtful(self) -> list[str]:
+        """The ids of which must be known whether their calls failed: few, the rest ended well."""
+        return [
+            row.event_id
+            for row, charge in self._pending
+            if charge.event.quality in _MAY_HAVE_FAILED and not charge.cancelled
+        ]
+
     def decide(
         self,
         accounts: Iterable[Account],
         entries: Iterable[LedgerEntry],
         finals: AbstractSet[str],
+        failed: AbstractSet[tuple[str, int]] = frozenset(),
     ) -> Batch:
-        """Settle one row after the other; the batch says what to write."""
+        """Settle one row after the other; the batch says what to write.
+
+        `failed`: event id and revision of the words that the record knows as failures.
+        """
+        self._failed = failed
         batch = Batch(accounts=accounts, entries=entries, finals=finals, now=self._now)
         self.batch = batch
         for row, charge in self._pending:
@@ -197,7 +212,8 @@ class Settlement:
         if not written or written[-1] is not entry:
             return  # it was posted before
         if not charge.cancelled:
-            self.rollup.add(charge.event)
+            key = charge.event.context.event_id, charge.event.revision
+            self.rollup.add(charge.event, failed=key in self._failed)
         if entry.event_id != charge.event.context.event_id:
             self.superseded.append(charge.event.context.event_id)
 
@@ -250,5 +266,8 @@ def final_ids_of(entries: Iterable[LedgerEntry]) -> list[str]:
     """The ids of the `:final` that may have followed these entries, where they are estimates."""
     return [e.event_id + FINAL_SUFFIX for e in entries if e.usage_revision == Revision.ESTIMATE]
 
+
+# An answer that came whole has a usage that is exact, or counted.
+_MAY_HAVE_FAILED: Final = (UsageQuality.PARTIAL, UsageQuality.SUSPICIOUS)
 
 _event_decoder: Final = msgspec.json.Decoder(ChargeEvent)

@@ -13,7 +13,7 @@ import msgspec
 from sqlalchemy import Connection, text
 
 EXAMPLES_MAX: Final = 10
-HOUR_MS: Final = 3_600_000
+QUARTER_MS: Final = 900_000  # a bucket of the rollup: fits every time zone there is
 STALE_MS: Final = 60_000  # a charge that waits longer than this is no longer on its way
 FLOW_MS: Final = 900_000  # R10 looks at the calls of so long
 HOLD_MARGIN_MS: Final = 300_000  # beyond the longest call: sweeper and settlement take their time
@@ -38,8 +38,8 @@ class Window(msgspec.Struct, frozen=True, kw_only=True):
 
     since_at: int  # what changed earlier is left out
     since_id: str
-    since_hour: int
-    since_hour_id: str
+    since_bucket: int
+    since_bucket_id: str
     stale_before: int
     flow_from: int
     flow_to: int
@@ -51,18 +51,18 @@ def window(now: int, *, recent_ms: int | None, call_ms_max: int, oldest_id: str 
     """The parameters of a run; recent_ms None: everything is looked at.
 
     `oldest_id`: of the usage that there still is. Calls from before are archived: the ledger and
-    the hourly usage know of them, and have nothing to be compared with.
+    the rollup know of them, and have nothing to be compared with.
     """
     since = 0 if recent_ms is None else now - recent_ms
     # A call is recorded at its end, but its id was made at its begin.
     began = max(0, since - call_ms_max, time_of(oldest_id))
-    hour = began - began % HOUR_MS
+    bucket = began - began % QUARTER_MS
     flow_from = now - FLOW_MS
     return Window(
         since_at=since,
         since_id=first_id(began),
-        since_hour=hour,
-        since_hour_id=first_id(max(0, hour - STALE_MS)),
+        since_bucket=bucket,
+        since_bucket_id=first_id(max(0, bucket - STALE_MS)),
         stale_before=now - STALE_MS,
         flow_from=flow_from,
         flow_to=now - STALE_MS,
@@ -98,28 +98,75 @@ _TOKENS: Final = (
     "input", "cached_input", "cache_write_5m", "cache_write_1h", "audio_input", "image_input",
     "output", "reasoning", "audio_output",
 )  # fmt: skip
-ROLLUP_KEY: Final = ("account", "hour_at", "key_id", "app", "scene", "provider", "model")
-ROLLUP_SUMS: Final = (*_TOKENS, "amount", "calls")
+ROLLUP_KEY: Final = ("account", "bucket_at", "key_id", "app", "scene", "provider", "model")
+ROLLUP_SUMS: Final = (*_TOKENS, "amount", "calls", "errors")
+
+# What `usage.reason` says of a call that got no whole answer. No failures are what the client broke
+# off ("client_gone"), what ran out of its account's credit ("exhausted"), an answer that was ended
+# early but validly ("cut"), an answer of nothing ("empty"), a hold that an administrator released
+# ("released"), and every doubt about a provider's usage report.
+FAILURES: Final = (
+    "broken",  # the provider broke off in the middle of its answer
+    "failed_before_first_byte",
+    "upstream_error",
+    "upstream_timeout",
+    "upstream_rejected",  # the provider found the request wrong
+    "rate_limited",  # by the provider: our own limits come before a hold
+    "internal_error",
+    "guard_unavailable",
+    "shutting_down",
+    "call_seconds_max",
+    "orphaned",  # the process that served the call died
+)
+
+
+def _bucket(table: str = "") -> str:
+    return f"{table}started_at - {table}started_at % {QUARTER_MS}"
+
+
+def _is_failure(table: str = "") -> str:
+    reasons = ", ".join(f"'{reason}'" for reason in FAILURES)
+    return f"CASE WHEN {table}reason IN ({reasons}) THEN 1 ELSE 0 END"
+
+
+_NO_TOKENS: Final = ", ".join("0" for _ in _TOKENS)
+
+# Of a row of `usage`: the bucket that it belongs to, and 1 if it tells of a failure.
+BUCKET: Final = _bucket()
+IS_FAILURE: Final = _is_failure()
+
+# A row of the rollup out of a cancelled call: it counts, and nothing was used or charged.
+CANCELLED: Final = f"""{BUCKET}, key_id, app, scene, provider, model_sent, {_NO_TOKENS}, 0,
+    1, {IS_FAILURE}"""
 
 # Of each call in the ledger, the word that holds: the final if it was posted, else the estimate.
-# What was cancelled after an estimate has no part in it.
+# A cancelled call counts from its record on; of an estimate that it takes back nothing is left.
 _WORDS: Final = f"""
-    SELECT u.account, u.started_at - u.started_at % {HOUR_MS} AS hour_at, u.key_id, u.app, u.scene,
+    SELECT u.account, {_bucket("u.")} AS bucket_at, u.key_id, u.app, u.scene,
         u.provider, u.model_sent AS model, {", ".join(f"u.{name}" for name in _TOKENS)},
-        u.amount, 1 AS calls
+        u.amount, 1 AS calls, {_is_failure("u.")} AS errors
     FROM usage u
     JOIN ledger_entries e ON e.event_id = u.event_id AND e.usage_event_id = u.event_id
     LEFT JOIN ledger_entries f ON f.event_id = u.event_id || ':' || 'final'
-    WHERE NOT u.cancelled AND u.event_id >= :since_hour_id AND u.started_at >= :since_hour
+    WHERE NOT u.cancelled AND u.event_id >= :since_bucket_id AND u.started_at >= :since_bucket
         AND u.revision = CASE WHEN f.event_id IS NULL THEN e.usage_revision
             ELSE f.usage_revision END
+    UNION ALL
+    SELECT account, {CANCELLED}
+    FROM usage
+    WHERE cancelled AND event_id >= :since_bucket_id AND started_at >= :since_bucket
 """  # noqa: S608 - constants
 
 # The estimates of calls whose finals take their place, as rows of the rollup; the ids follow.
 ESTIMATES: Final = f"""
-    SELECT account, started_at - started_at % {HOUR_MS}, key_id, app, scene, provider, model_sent,
-        {", ".join(_TOKENS)}, amount, 1
+    SELECT account, {BUCKET}, key_id, app, scene, provider, model_sent,
+        {", ".join(_TOKENS)}, amount, 1, {IS_FAILURE}
     FROM usage WHERE revision = 1 AND event_id IN
+"""  # noqa: S608 - constants
+
+# Which of some words on calls are of failures; their ids follow.
+FAILED: Final = f"""
+    SELECT event_id, revision FROM usage WHERE {IS_FAILURE} = 1 AND event_id IN
 """  # noqa: S608 - constants
 
 # The groups in which rollup and calls differ, and by how much the rollup has too little.
@@ -129,7 +176,7 @@ ROLLUP_DIFFERENCES: Final = f"""
         SELECT {", ".join(ROLLUP_KEY)}, {", ".join(ROLLUP_SUMS)} FROM ({_WORDS}) AS words
         UNION ALL
         SELECT {", ".join(ROLLUP_KEY)}, {", ".join(f"-{name}" for name in ROLLUP_SUMS)}
-        FROM usage_hourly WHERE hour_at >= :since_hour
+        FROM usage_quarters WHERE bucket_at >= :since_bucket
     ) AS both_sides
     GROUP BY {", ".join(ROLLUP_KEY)}
     HAVING {" OR ".join(f"SUM({name}) <> 0" for name in ROLLUP_SUMS)}
@@ -283,8 +330,8 @@ _R6: Final = """
 """
 
 _R7: Final = f"""
-    SELECT account AS id, 'hour ' || hour_at || ', ' || provider || '/' || model || ': calls '
-        || calls || ', amount ' || amount || ' missing' AS what
+    SELECT account AS id, 'quarter ' || bucket_at || ', ' || provider || '/' || model || ': calls '
+        || calls || ', errors ' || errors || ', amount ' || amount || ' missing' AS what
     FROM ({ROLLUP_DIFFERENCES}) AS differences
 """  # noqa: S608 - constants
 
@@ -399,7 +446,7 @@ CHECKS: Final = (
     ),
     Check(
         name="R7",
-        sentence="The hourly usage is the sum of the calls in the ledger.",
+        sentence="The rollup is the sum of the calls in the ledger and of the cancelled ones.",
         full=_R7,
         recent=_R7,
     ),

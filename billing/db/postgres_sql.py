@@ -19,7 +19,7 @@ from billing.db.decide import (
     with_earlier_grants,
 )
 from billing.db.hot import EventConflictError
-from billing.db.invariants import ESTIMATES, ROLLUP_KEY, ROLLUP_SUMS
+from billing.db.invariants import CANCELLED, ESTIMATES, FAILED, ROLLUP_KEY, ROLLUP_SUMS
 from billing.db.outbox import EventKey, StrayMessage, WaitingEvent
 from billing.db.postgres_url import Connection
 from billing.db.rows import (
@@ -68,7 +68,8 @@ _TYPES: Final = {
         "created_at", "finished_at", "posted_at", "progress", "seq", "started_at", "updated_at",
         "total_recharged", "total_rewarded", "total_consumed", "total_refunded", "total_expired",
         "total_adjusted", "input", "cached_input", "cache_write_5m", "cache_write_1h",
-        "audio_input", "image_input", "output", "reasoning", "audio_output", "held", "hour_at", "calls",
+        "audio_input", "image_input", "output", "reasoning", "audio_output", "held", "bucket_at",
+        "calls", "errors",
     ),
     "bigint",
 )  # fmt: skip
@@ -291,8 +292,18 @@ _RECORD: Final = (
     f" SELECT {_OUTBOX_VALUES} FROM given g"
     " JOIN recorded USING (event_id, revision) RETURNING 1"
 )
+_ADDED: Final = ", ".join(f"{name} = q.{name} + excluded.{name}" for name in ROLLUP_SUMS)
+# Accounts without a row are not locked: the groups are taken in one order by all.
+_COUNTED: Final = (
+    f"counted AS (INSERT INTO usage_quarters AS q ({ROLLUP_COLUMNS})"  # noqa: S608
+    f" SELECT {', '.join(ROLLUP_KEY)}, {', '.join(f'sum({name})' for name in ROLLUP_SUMS)}"
+    f" FROM (SELECT account, {CANCELLED} FROM given JOIN recorded USING (event_id, revision))"
+    f" AS c({ROLLUP_COLUMNS}) GROUP BY {', '.join(ROLLUP_KEY)} ORDER BY account, bucket_at, "
+    + ", ".join(f'{name} COLLATE "C"' for name in ROLLUP_KEY[2:])
+    + f" ON CONFLICT ({', '.join(ROLLUP_KEY)}) DO UPDATE SET {_ADDED})"
+)
 _CANCEL_WITH: Final = (
-    f"WITH {_GIVEN}, corrections AS (INSERT INTO outbox ({OUTBOX_COLUMNS})"  # noqa: S608
+    f"WITH {_GIVEN}, {_COUNTED}, corrections AS (INSERT INTO outbox ({OUTBOX_COLUMNS})"  # noqa: S608
     f" SELECT {_OUTBOX_VALUES} FROM given g"
     " JOIN recorded USING (event_id, revision) WHERE EXISTS"
     " (SELECT 1 FROM usage u WHERE u.event_id = g.event_id AND u.revision = 1))"
@@ -502,7 +513,6 @@ def _write_sql() -> str:
     accounts = entries + 1
     rollup = accounts + len(_names(ACCOUNT_COLUMNS))
     after = rollup + len(_names(ROLLUP_COLUMNS))
-    sums = ", ".join(f"{name} = h.{name} + excluded.{name}" for name in ROLLUP_SUMS)
     return (
         f"WITH written AS ({_insert_sql('ledger_entries', ENTRY_COLUMNS)}),"  # noqa: S608
         f" gone AS (DELETE FROM holds WHERE hold_id = ANY(${after}::text::text[])"
@@ -516,9 +526,9 @@ def _write_sql() -> str:
         f" FROM {_unnest(ACCOUNT_COLUMNS, accounts)} AS v({ACCOUNT_COLUMNS})"
         " WHERE a.account = v.account),"
         # A group belongs to one account, which is locked: two writers never meet here.
-        f" rolled AS (INSERT INTO usage_hourly AS h ({ROLLUP_COLUMNS})"
+        f" rolled AS (INSERT INTO usage_quarters AS q ({ROLLUP_COLUMNS})"
         f" SELECT * FROM {_unnest(ROLLUP_COLUMNS, rollup)}"
-        f" ON CONFLICT ({', '.join(ROLLUP_KEY)}) DO UPDATE SET {sums}),"
+        f" ON CONFLICT ({', '.join(ROLLUP_KEY)}) DO UPDATE SET {_ADDED}),"
         " settled AS (DELETE FROM outbox o USING"
         f" unnest(${after + 1}::text::text[], ${after + 2}::text::int[]) AS k(event_id, revision)"
         " WHERE o.event_id = k.event_id AND o.revision = k.revision RETURNING 1)"
@@ -530,6 +540,7 @@ def _write_sql() -> str:
 
 _WRITE: Final = _write_sql()
 _SUPERSEDED: Final = f"{ESTIMATES} (SELECT unnest($1::text::text[]))"
+_FAILED: Final = f"{FAILED} (SELECT unnest($1::text::text[]))"
 
 
 class Claimed(msgspec.Struct, frozen=True):
@@ -587,7 +598,10 @@ async def settle(
     finals: set[str] = set()
     if estimates := settlement.estimates:
         finals = {row[0] for row in await connection.fetch(_FINALS, _list(estimates))}
-    batch = settlement.decide(accounts, entries, finals)
+    failed: set[tuple[str, int]] = set()
+    if doubtful := settlement.doubtful:
+        failed = {(row[0], row[1]) for row in await connection.fetch(_FAILED, _list(doubtful))}
+    batch = settlement.decide(accounts, entries, finals, failed)
     await set_aside(connection, settlement.set_aside)
     if holds_here and (lowered := settlement.estimated()):
         await connection.execute(_LOWER, *_arrays(lowered, "hold_id, amount"))

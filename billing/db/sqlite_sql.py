@@ -22,7 +22,7 @@ from billing.db.decide import (
     with_earlier_grants,
 )
 from billing.db.hot import EventConflictError, SettleReport
-from billing.db.invariants import ESTIMATES, ROLLUP_KEY, ROLLUP_SUMS
+from billing.db.invariants import CANCELLED, ESTIMATES, FAILED, ROLLUP_KEY, ROLLUP_SUMS
 from billing.db.rows import (
     ACCOUNT_COLUMNS,
     ENTRY_COLUMNS,
@@ -225,6 +225,7 @@ def cancel(
         return record_conflict(finish, row)
     digest = digest_of(finish)
     _insert(connection, "usage", USAGE_COLUMNS, [usage_row(finish, digest)])
+    connection.execute(_COUNT_CANCELLED, (event_id,))
     estimated = connection.execute(
         "SELECT 1 FROM usage WHERE event_id = ? AND revision = ?", (event_id, Revision.ESTIMATE)
     ).fetchone()
@@ -354,6 +355,7 @@ def _settle_rows(
         _accounts(connection, settlement.accounts),
         entries_of_calls(connection, settlement.event_ids),
         _finals(connection, settlement.estimates),
+        _failed(connection, settlement.doubtful),
     )
     for row in settlement.set_aside:
         set_aside(connection, row)
@@ -438,6 +440,13 @@ def _finals(connection: sqlite3.Connection, event_ids: list[str]) -> set[str]:
     return {row[0] for row in rows}
 
 
+def _failed(connection: sqlite3.Connection, event_ids: list[str]) -> set[tuple[str, int]]:
+    if not event_ids:
+        return set()
+    query = f"{FAILED} (SELECT value FROM json_each(?))"  # noqa: S608 - constants
+    return set(connection.execute(query, (_ids(event_ids),)))
+
+
 def _write_account_sql() -> str:
     fields = Account.__struct_fields__
     fixed = ("account", "created_at", "suspended")  # an admin's act is no matter of the ledger's
@@ -450,9 +459,14 @@ def _write_account_sql() -> str:
 
 
 _WRITE_ACCOUNT: Final = _write_account_sql()
+_ADDED: Final = f"ON CONFLICT ({', '.join(ROLLUP_KEY)}) DO UPDATE SET " + ", ".join(
+    f"{name} = {name} + excluded.{name}" for name in ROLLUP_SUMS
+)
 _ADD_TO_ROLLUP: Final = (
-    f"INSERT INTO usage_hourly ({ROLLUP_COLUMNS})"  # noqa: S608
-    f" VALUES ({', '.join('?' * (ROLLUP_COLUMNS.count(',') + 1))})"
-    f" ON CONFLICT ({', '.join(ROLLUP_KEY)}) DO UPDATE SET "
-    + ", ".join(f"{name} = {name} + excluded.{name}" for name in ROLLUP_SUMS)
+    f"INSERT INTO usage_quarters ({ROLLUP_COLUMNS})"  # noqa: S608
+    f" VALUES ({', '.join('?' * (ROLLUP_COLUMNS.count(',') + 1))}) {_ADDED}"
+)
+_COUNT_CANCELLED: Final = (
+    f"INSERT INTO usage_quarters ({ROLLUP_COLUMNS}) SELECT account, {CANCELLED} FROM usage"  # noqa: S608
+    f" WHERE event_id = ? AND revision = {Revision.FINAL} {_ADDED}"
 )

@@ -308,35 +308,9 @@ admin_audit = Table(
     Column("detail_json", Text, nullable=False, server_default="{}"),
 )
 
-# Derived: the calls in the ledger by the hour in which they began, kept by the settling transaction.
-# Wiped, it can be made again from usage and ledger (billing.settlement.reconcile).
-usage_hourly = Table(
-    "usage_hourly",
-    metadata,
-    Column("account", Text, nullable=False),
-    _at("hour_at"),  # the hour's first millisecond
-    Column("key_id", Text, nullable=False),
-    Column("app", Text, nullable=False),
-    Column("scene", Text, nullable=False),
-    Column("provider", Text, nullable=False),
-    Column("model", Text, nullable=False),  # as sent to the provider
-    _tokens("input"),
-    _tokens("cached_input"),
-    _tokens("cache_write_5m"),
-    _tokens("cache_write_1h"),
-    _tokens("audio_input"),
-    _tokens("image_input"),
-    _tokens("output"),
-    _tokens("reasoning"),
-    _tokens("audio_output"),
-    _amount("amount"),
-    Column("calls", BigInteger, nullable=False, server_default=text("0")),
-    PrimaryKeyConstraint("account", "hour_at", "key_id", "app", "scene", "provider", "model"),
-    sqlite_with_rowid=False,
-)
-
 # Derived: the calls in the ledger by the quarter of an hour in which they began, cancelled ones
-# included; kept by the settling transaction. Wiped, it can be made again from usage and ledger.
+# included; kept by the settling transaction, and by the one that records a cancelled call. Wiped, it
+# can be made again from usage and ledger (billing.settlement.reconcile).
 usage_quarters = Table(
     "usage_quarters",
     metadata,
@@ -534,14 +508,15 @@ admin_tokens = Table(
     CheckConstraint("role IN ('owner', 'finance', 'operator', 'read_only')", name="role"),
 )
 
-# The rate limits of keys where no Redis keeps them: levels of token buckets, in millionths.
+# The rate limits of keys where neither Redis nor one process alone keeps them: levels of token
+# buckets, in sixty-thousandths (billing.limits.bucket).
 limit_buckets = Table(
     "limit_buckets",
     metadata,
     Column("key_id", Text, primary_key=True),
-    Column("requests_level_micro", BigInteger, nullable=False, server_default=text("0")),
+    Column("requests_level", BigInteger, nullable=False, server_default=text("0")),
     _amount("requests_at"),
-    Column("tokens_level_micro", BigInteger, nullable=False, server_default=text("0")),
+    Column("tokens_level", BigInteger, nullable=False, server_default=text("0")),
     _amount("tokens_at"),
 )
 

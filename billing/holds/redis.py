@@ -123,7 +123,7 @@ class RedisHoldStore:
         self._now_ms = now_ms
         self._call_ms_max = round(call_seconds_max * 1000)
         self._allow = allow
-        self._line = RedisLine(address, self._line_changed)
+        self.line = self._line = RedisLine(address, self._line_changed)  # the limits use it too
         self._recovery = Recovery(
             ledger,
             self,

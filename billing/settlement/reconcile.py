@@ -1,7 +1,7 @@
 """Reconciliation: runs the invariants on a live database, and rebuilds what is only derived.
 
 The checks are read-only and each is one statement: it sees one moment of the database, so a charge
-on its way is never half there. Repair writes derived state alone: accounts.held, the hourly usage,
+on its way is never half there. Repair writes derived state alone: accounts.held, the rollup of usage
 and, through its port, a hold store outside of the database. It never touches a balance or an entry.
 """
 
@@ -29,6 +29,7 @@ from billing.db.session import Database
 from billing.db.tables import accounts, holds
 from billing.holds import GuardUnavailableError
 from billing.settlement.registry import AWAY
+from billing.settlement.rollup_order import order_rollup
 
 RECENT_MS: Final = 2 * 3_600_000  # what a recent run looks back on, beside the longest call
 EVERY_SECONDS: Final = 900.0
@@ -78,7 +79,7 @@ class Repaired(msgspec.Struct, frozen=True, kw_only=True):
     """What a repair wrote anew."""
 
     held_accounts: int  # accounts whose held credit was not the sum of its holds
-    rollup_groups: int  # groups of the hourly usage that were wrong
+    rollup_groups: int  # groups of the rollup that were wrong
     guard_rebuilt: bool = False  # the hold store loads everything anew; False: it is the database
 
 
@@ -153,7 +154,7 @@ class Reconciler:
         return Report(at=now, full=full, findings=tuple(findings))
 
     async def repair(self) -> Repaired:
-        """Rebuild what is derived: held credit, hourly usage, and the hold store's own copy.
+        """Rebuild what is derived: held credit, the rollup, and the hold store's own copy.
 
         Raises what SQLAlchemy raises, and GuardUnavailableError. Calls may go on meanwhile.
         """
@@ -196,7 +197,7 @@ class Reconciler:
         return repaired
 
     async def repair_rollup(self) -> int:
-        """Add to each group of the hourly usage what it lacks; how many were wrong.
+        """Add to each group of the rollup what it lacks; how many were wrong.
 
         Differences are added, not set: what is settled meanwhile adds to the same rows.
         """
@@ -208,10 +209,17 @@ class Reconciler:
             if connection.dialect.name == "postgresql":
                 # Two repairs at once would both add the same; writers of rows are not kept out.
                 await connection.execute(
-                    text("LOCK TABLE usage_hourly IN SHARE UPDATE EXCLUSIVE MODE")
+                    text("LOCK TABLE usage_quarters IN SHARE UPDATE EXCLUSIVE MODE")
                 )
             done = await connection.execute(text(_REPAIR_ROLLUP), parameters)
             return done.rowcount
+
+    async def order_rollup(self) -> None:
+        """Put what is old in the rollup where an account's rows lie side by side; best effort."""
+        try:
+            await order_rollup(self._database, self._now_ms())
+        except AWAY as error:
+            _log.warning("the rollup could not be put in order: %s", type(error).__name__)
 
     async def _oldest_usage(self) -> str:
         async with self._database.read() as connection:
@@ -271,6 +279,8 @@ class Rounds:
             self._full_at = started
         tell(report)
         self._on_report(report)
+        if full:
+            await self._reconciler.order_rollup()
         return report
 
 
@@ -299,9 +309,9 @@ async def _take_time(connection: AsyncConnection) -> None:
 def _repair_rollup_sql() -> str:
     columns = ", ".join((*ROLLUP_KEY, *ROLLUP_SUMS))
     key = ", ".join(ROLLUP_KEY)
-    more = ", ".join(f"{name} = usage_hourly.{name} + excluded.{name}" for name in ROLLUP_SUMS)
+    more = ", ".join(f"{name} = usage_quarters.{name} + excluded.{name}" for name in ROLLUP_SUMS)
     return (
-        f"INSERT INTO usage_hourly ({columns})"  # noqa: S608 - constants
+        f"INSERT INTO usage_quarters ({columns})"  # noqa: S608 - constants
         f" SELECT {columns} FROM ({ROLLUP_DIFFERENCES}) AS differences WHERE true ORDER BY {key}"
         f" ON CONFLICT ({key}) DO UPDATE SET {more}"
     )

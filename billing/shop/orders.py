@@ -13,7 +13,7 @@ from enum import StrEnum
 from typing import Final
 
 import msgspec
-from sqlalchemy import ColumnElement, func, select, update
+from sqlalchemy import ColumnElement, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -27,10 +27,11 @@ from billing.accounts import (
 )
 from billing.audit import Act, Detail, note
 from billing.db.hot import HotDatabase
+from billing.db.pages import read_page
 from billing.db.session import Database
 from billing.db.tables import orders
 from billing.failpoints import reach
-from billing.lists import Page, PageRequest, make_page
+from billing.lists import Page, PageRequest
 from billing.shop.fields import KEY_MAX, TEXT_MAX, Fields
 from billing.shop.postings import OnPosted, post_one
 from billing.shop.prices import price_text
@@ -268,14 +269,7 @@ class Orders:
         if status:
             conditions.append(orders.c.status == status)
         wanted = select(orders).where(*conditions).order_by(orders.c.order_id.desc())
-        counted = select(func.count()).select_from(orders).where(*conditions)
-        async with self._database.read() as connection:
-            rows = (
-                await connection.execute(wanted.limit(request.page_size).offset(request.offset))
-            ).all()
-            total = await connection.scalar(counted)
-        items = [_order(row) for row in rows]
-        return make_page(request, items, [None] * len(items), total or 0)
+        return await read_page(self._database, wanted, request, _order)
 
     async def resume(self) -> int:
         """Credit orders that were paid and, after a crash, not credited; how many.

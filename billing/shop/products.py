@@ -4,14 +4,15 @@ from collections.abc import Callable
 from typing import Final, Literal
 
 import msgspec
-from sqlalchemy import ColumnElement, Select, func, insert, select, update
+from sqlalchemy import ColumnElement, Select, insert, select, update
 from sqlalchemy.engine import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing.audit import Act, note
+from billing.db.pages import read_page
 from billing.db.session import Database
 from billing.db.tables import products
-from billing.lists import Page, PageRequest, make_page
+from billing.lists import Page, PageRequest
 from billing.shop.fields import SORT_ORDER_MAX, Fields
 from billing.shop.prices import price_text
 from billing.shop.rows import of_row
@@ -165,15 +166,7 @@ class Products:
         ordered = wanted.order_by(
             products.c.sort_order, products.c.price_cent, products.c.product_id
         )
-        async with self._database.read() as connection:
-            rows = (
-                await connection.execute(ordered.limit(request.page_size).offset(request.offset))
-            ).all()
-            total = await connection.scalar(
-                select(func.count()).select_from(products).where(*conditions)
-            )
-        items = [_product(row) for row in rows]
-        return make_page(request, items, [None] * len(items), total or 0)
+        return await read_page(self._database, ordered, request, _product)
 
     async def offered(self, request: PageRequest) -> Page[Product]:
         """What users can buy: active products, in their sort order."""

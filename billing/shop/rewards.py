@@ -24,10 +24,11 @@ from billing.accounts import (
 )
 from billing.audit import Act, Detail, note
 from billing.db.hot import HotDatabase
+from billing.db.pages import read_page
 from billing.db.session import Database
 from billing.db.tables import reward_rules, rewards
 from billing.failpoints import reach
-from billing.lists import Page, PageRequest, make_page
+from billing.lists import Page, PageRequest
 from billing.shop.fields import Fields
 from billing.shop.locks import lock_account
 from billing.shop.postings import OnPosted, post_one
@@ -232,14 +233,7 @@ class RewardRules:
             .where(*conditions)
             .order_by(table.c.source, table.c.status, table.c.rule_id)
         )
-        counted = select(func.count()).select_from(table).where(*conditions)
-        async with self._database.read() as connection:
-            rows = (
-                await connection.execute(ordered.limit(request.page_size).offset(request.offset))
-            ).all()
-            total = await connection.scalar(counted)
-        items = [_rule(row) for row in rows]
-        return make_page(request, items, [None] * len(items), total or 0)
+        return await read_page(self._database, ordered, request, _rule)
 
 
 class Rewards:
@@ -291,14 +285,7 @@ class Rewards:
             .where(*conditions)
             .order_by(rewards.c.created_at.desc(), rewards.c.event_id.desc())
         )
-        counted = select(func.count()).select_from(rewards).where(*conditions)
-        async with self._database.read() as connection:
-            rows = (
-                await connection.execute(wanted.limit(request.page_size).offset(request.offset))
-            ).all()
-            total = await connection.scalar(counted)
-        items = [_reward(row) for row in rows]
-        return make_page(request, items, [None] * len(items), total or 0)
+        return await read_page(self._database, wanted, request, _reward)
 
     async def resume(self) -> int:
         """Post rewards that were decided and, after a crash, not posted; how many."""

@@ -6,14 +6,15 @@ from litestar import Litestar, Response, Router
 from litestar.datastructures import State
 from litestar.di import Provide
 from litestar.openapi.config import OpenAPIConfig
-from litestar.openapi.plugins import JsonRenderPlugin, YamlRenderPlugin
 from litestar.openapi.spec import Components, SecurityScheme
 from litestar.types import ControllerRouterHandler, Message, Scope
 
+from billing.shop.fields import FieldProblem
 from llm_gateway import errors
 from llm_gateway.api import problems
 from llm_gateway.api.admin.router import admin_router
 from llm_gateway.api.bodies import StrictRequest
+from llm_gateway.api.documented import JsonDocument, YamlDocument
 from llm_gateway.api.models import models_router
 from llm_gateway.api.ops import HealthController, MetricsController
 from llm_gateway.api.state import ApiState, Dependency, ModelOffer, OpsState, Surface
@@ -53,12 +54,24 @@ def create_api(state: ApiState, surface: Surface = Surface.ALL) -> Litestar:
         state=State({"api": state}),  # for guards, which are handed no dependency
         exception_handlers={Exception: problems.answer},
         before_send=[add_request_id],
+        before_request=_refuse_nul,
         openapi_config=_openapi() if Surface.OPERATIONS in surface else None,
         request_class=StrictRequest,
         request_max_body_size=BODY_BYTES_MAX,
         logging_config=None,
         debug=False,
     )
+
+
+def _refuse_nul(request: problems.ApiRequest) -> None:
+    """PostgreSQL stores no NUL, and nothing has a name with one."""
+    if "\0" in request.scope["path"]:
+        raise errors.NotFoundError
+    for name, values in request.query_params.dict().items():
+        if any("\0" in value for value in (name, *values)):
+            raise problems.wrong_fields(
+                [FieldProblem(field=name.replace("\0", ""), message="holds a NUL")]
+            )
 
 
 def _provide(state: OpsState) -> Provide:
@@ -94,7 +107,7 @@ def _openapi() -> OpenAPIConfig:
     return OpenAPIConfig(
         title="llm-gateway",
         version="1",
-        render_plugins=[JsonRenderPlugin(path=["/", "/openapi.json"]), YamlRenderPlugin()],
+        render_plugins=[JsonDocument(path=["/", "/openapi.json"]), YamlDocument()],
         openapi_router=Router(
             "/schema", route_handlers=[], include_in_schema=False, after_request=_no_page
         ),

@@ -6,7 +6,7 @@ that gets its type and where it was raised.
 
 import logging
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from litestar import Request, Response
@@ -20,11 +20,15 @@ from litestar.exceptions import (
 from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from billing import accounts, books
+from billing import accounts, admins, books, corrections, keys
 from billing.db import hot
 from billing.holds import GuardUnavailableError
 from billing.settlement import desk
+from billing.shop import orders, products, rewards
+from billing.shop.fields import FieldProblem, InvalidFieldsError
 from llm_gateway import errors
+from llm_gateway.payments.checkout import UnknownPaymentModeError
+from llm_gateway.payments.port import PaymentRefusedError, PaymentUnavailableError
 
 _log = logging.getLogger(__name__)
 
@@ -51,7 +55,39 @@ class ActRefusedError(errors.GatewayError):
     code = "act_refused"
 
     def __init__(self, why: str) -> None:
+        why = f"{why[:1].lower()}{why[1:].rstrip('.')}"
         super().__init__(f"Not as things stand: {why}.", headers={"x-should-retry": "false"})
+
+
+class RoleNotAllowedError(errors.ForbiddenError):
+    """The administrator's role does not have the permission; `roles` do."""
+
+    code = "role_not_allowed"
+
+    def __init__(self, admin: admins.Admin, permission: admins.Permission) -> None:
+        roles = [role.value for role in admins.roles_for(permission)]
+        super().__init__(
+            f"This needs the role {' or '.join(roles)}; {admin.name} is {admin.role.value}.",
+            extra={"permission": permission.value, "roles": roles},
+        )
+
+
+class CreditSpentError(errors.GatewayError):
+    """Nothing of an order's credit is left to take back."""
+
+    status = 409
+    type = "invalid_request_error"
+    code = "credit_spent"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, headers={"x-should-retry": "false"})
+
+
+class PaymentModeUnavailableError(errors.UnavailableError):
+    """Whoever takes the money cannot be reached."""
+
+    code = "payment_unavailable"
+    text = "The payment cannot be begun at the moment; try again."
 
 
 class BookRefusedError(errors.InvalidRequestError):
@@ -116,9 +152,6 @@ def _of_billing(exception: Exception) -> errors.GatewayError:
     match exception:
         case books.BookRefusedError():
             return _of_book(exception)
-        case accounts.EntryRefusedError():
-            refusal = exception.refusal
-            return errors.InvalidRequestError(refusal.message, param=refusal.field)
         case accounts.EntryConflictError():
             conflict = exception.conflict
             return errors.EventConflictError(
@@ -129,9 +162,14 @@ def _of_billing(exception: Exception) -> errors.GatewayError:
             )
         case desk.ActRefusedError():
             return ActRefusedError(str(exception))
+        case InvalidFieldsError() | accounts.EntryRefusedError() | UnknownPaymentModeError():
+            return wrong_fields(_problems_of(exception))
+        case rewards.RewardConflictError() | corrections.CorrectionConflictError():
+            return _Conflict(_sentence(exception), param=_shown_name(exception.field))
         case _:
+            told = _TOLD.get(type(exception))
             made = _PLAIN.get(type(exception), errors.InternalError)
-            return made()
+            return told(_sentence(exception)) if told else made()
 
 
 _PLAIN: Final[dict[type[Exception], Callable[[], errors.GatewayError]]] = {
@@ -141,7 +179,66 @@ _PLAIN: Final[dict[type[Exception], Callable[[], errors.GatewayError]]] = {
     accounts.UnknownAccountError: lambda: errors.NotFoundError("There is no such account."),
     desk.UnknownItemError: lambda: errors.NotFoundError("There is nothing by this id."),
     accounts.AccountExistsError: lambda: ConflictError("There is an account by this id already."),
+    admins.NameTakenError: lambda: ConflictError("There is, or was, a token by this name."),
+    keys.UnknownKeyError: lambda: errors.NotFoundError("There is no such key."),
+    keys.KeyOutOfUseError: lambda: ActRefusedError("the key is revoked, expired or replaced"),
+    products.UnknownProductError: lambda: errors.NotFoundError("There is no such product."),
+    products.SkuTakenError: lambda: ConflictError("Another product has this SKU."),
+    orders.UnknownOrderError: lambda: errors.NotFoundError("There is no such order."),
+    rewards.UnknownRewardRuleError: lambda: errors.NotFoundError("There is no such reward rule."),
+    corrections.UnknownChargeError: lambda: errors.NotFoundError("There is no such charge."),
+    PaymentUnavailableError: PaymentModeUnavailableError,
 }
+
+
+def _problems_of(
+    exception: InvalidFieldsError | accounts.EntryRefusedError | UnknownPaymentModeError,
+) -> Sequence[FieldProblem]:
+    match exception:
+        case InvalidFieldsError():
+            return [
+                FieldProblem(field=_shown_name(each.field), message=each.message)
+                for each in exception.problems
+            ]
+        case accounts.EntryRefusedError():
+            refusal = exception.refusal
+            return [FieldProblem(field=_shown_name(refusal.field), message=refusal.message)]
+        case UnknownPaymentModeError():
+            message = f"is none of those that are on: {', '.join(exception.known)}"
+            return [FieldProblem(field="payment_mode", message=message)]
+
+
+class _Conflict(errors.GatewayError):
+    """An id or key stands for something else already."""
+
+    status = 409
+    type = "invalid_request_error"
+    code = "event_conflict"
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message, param=param, headers={"x-should-retry": "false"})
+
+
+# Exceptions whose own words may be shown: they name states and amounts, or what was asked for.
+_TOLD: Final[dict[type[Exception], Callable[[str], errors.GatewayError]]] = {
+    orders.ProductUnavailableError: ActRefusedError,
+    orders.OrderConflictError: _Conflict,
+    orders.TransitionRefusedError: ActRefusedError,
+    orders.PaymentMismatchError: ActRefusedError,
+    rewards.UnknownSourceError: lambda text: errors.InvalidRequestError(text, param="source"),
+    rewards.SourceDisabledError: ActRefusedError,
+    rewards.SourceTakenError: ConflictError,
+    corrections.ChargeNotFinalError: ActRefusedError,
+    corrections.OrderNotCreditedError: ActRefusedError,
+    corrections.RefundTooLargeError: ActRefusedError,
+    corrections.CreditSpentError: CreditSpentError,
+    PaymentRefusedError: errors.ForbiddenError,
+}
+
+
+def _sentence(exception: Exception) -> str:
+    text = str(exception)
+    return f"{text[:1].upper()}{text[1:]}."
 
 
 def _of_book(refused: books.BookRefusedError) -> errors.GatewayError:
@@ -185,19 +282,44 @@ def unreadable() -> errors.InvalidRequestError:
 
 
 def _of_validation(exception: ValidationException) -> errors.GatewayError:
-    """Names the field. msgspec's messages tell types and limits; only that of an enum the value."""
+    """Names the fields. msgspec's messages tell types and limits; only that of an enum the value."""
     extra = exception.extra
-    first: object = extra[0] if isinstance(extra, list) and extra else None
-    if not isinstance(first, dict):
+    found = [each for each in extra if isinstance(each, dict)] if isinstance(extra, list) else []
+    if not found:
         return errors.InvalidRequestError("The request is not as this address expects it.")
+    return wrong_fields([_problem_of(each) for each in found])
+
+
+def _problem_of(told: dict[object, object]) -> FieldProblem:
     # A body as a whole is called "data" by Litestar; clients know only its fields.
-    field = str(first.get("key") or "").removeprefix("data").removeprefix(".")
-    return wrong_field(field, str(first.get("message") or "is not valid"))
+    field = str(told.get("key") or "").removeprefix("data").removeprefix(".")
+    if field in ("from_time", "to_time"):  # `from` by itself is no name in Python
+        field = field.removesuffix("_time")
+    return FieldProblem(field=field, message=str(told.get("message") or "is not valid"))
 
 
-def wrong_field(field: str, message: str) -> errors.InvalidRequestError:
-    """The error for one field, "" for the whole; `message` is msgspec's, without its value."""
+def wrong_fields(problems: Sequence[FieldProblem]) -> errors.InvalidRequestError:
+    """The error for fields, "" for the whole; a message is msgspec's, without its value, or ours.
+
+    `problems` of the error has a line for each field, `params` their names.
+    """
+    lines = [_line(each) for each in problems]
+    names = [each.field for each in problems]
+    head = "" if len(lines) == 1 else f"{len(lines)} fields are not as they should be. "
+    return errors.InvalidRequestError(
+        head + " ".join(lines),
+        param=names[0] or None,
+        extra={"problems": lines, "params": list(dict.fromkeys(names))},
+    )
+
+
+def _line(problem: FieldProblem) -> str:
+    message = problem.message
     if message.startswith("Invalid enum value"):
         message = "This is none of the values that are allowed here"
-    text = f"{field}: {message}." if field else f"{message}."
-    return errors.InvalidRequestError(text, param=field or None)
+    return f"{problem.field}: {message}." if problem.field else f"{message}."
+
+
+def _shown_name(field: str) -> str:
+    """A field as the API calls it: amounts of credit carry their unit."""
+    return f"{field}_micro_credits" if field in ("amount", "credit_amount") else field

@@ -6,6 +6,7 @@ from enum import Flag, auto
 import msgspec
 
 from billing.accounts import Accounts
+from billing.admins import Admins
 from billing.audit import AuditTrail
 from billing.books import PriceBooks
 from billing.db.session import Database
@@ -13,6 +14,7 @@ from billing.keys import Keys
 from billing.settlement.desk import Desk
 from billing.settlement.reconcile import Reconciler
 from llm_gateway.secret import Secret
+from llm_gateway.shop import Shop
 
 
 class Surface(Flag):
@@ -59,7 +61,9 @@ class ApiState(msgspec.Struct, frozen=True, kw_only=True):
     audit: AuditTrail
     desk: Desk
     reconciler: Reconciler
-    admin_token: Secret | None  # None: nobody is an administrator
+    shop: Shop
+    admins: Admins
+    admin_token: Secret | None  # the owner's; None: only tokens in the database open anything
     now_ms: Callable[[], int]
     new_event_id: Callable[[int], str]
     offers: Callable[[], Sequence[ModelOffer]]

@@ -4,8 +4,10 @@ import rich_click as click
 
 from llm_gateway import clock
 from llm_gateway.api.views.accounts import AccountList, AccountView
+from llm_gateway.api.views.corrections import CorrectionDoneView
 from llm_gateway.api.views.grants import GrantView
 from llm_gateway.cli.client import Client, admin_command, json_option, segment
+from llm_gateway.cli.operations import key_option, reason_option
 from llm_gateway.cli.output import (
     Credits,
     micro_credits,
@@ -18,7 +20,7 @@ from llm_gateway.cli.output import (
 
 @click.group()
 def accounts() -> None:
-    """List, make, show and suspend accounts, and grant credit to them."""
+    """List, make, show and suspend accounts; grant, adjust and refund credit."""
 
 
 @accounts.command("list")
@@ -133,6 +135,56 @@ def unsuspend(client: Client, account: str, as_json: bool) -> None:
     """Admit an account's calls again."""
     path = f"/admin/accounts/{segment(account)}/unsuspend"
     _print_account(client.post(path, AccountView), as_json=as_json)
+
+
+@accounts.command(context_settings={"ignore_unknown_options": True})
+@click.argument("account")
+@click.argument("credits_")
+@reason_option
+@key_option
+@json_option
+@admin_command
+def adjust(
+    client: Client, account: str, credits_: str, reason: str, key: str | None, as_json: bool
+) -> None:
+    """Give credit, or take it, such as `adjust alice -2.5 --reason "paid twice"`."""
+    amount = micro_credits(credits_.removeprefix("-"))
+    body = {
+        "amount_micro_credits": -amount if credits_.startswith("-") else amount,
+        "reason": reason,
+    }
+    path = f"/admin/accounts/{segment(account)}/adjust"
+    print_correction(client.post(path, CorrectionDoneView, body, key=key), as_json=as_json)
+
+
+@accounts.command()
+@click.argument("charge")
+@click.option("--credits", "amount", metavar="CREDITS", help="Default: all that is left of it.")
+@reason_option
+@key_option
+@json_option
+@admin_command
+def refund(
+    client: Client, charge: str, amount: str | None, reason: str, key: str | None, as_json: bool
+) -> None:
+    """Give back what a call was charged; CHARGE is the call's event id."""
+    body = {"amount_micro_credits": micro_credits(amount) if amount else None, "reason": reason}
+    path = f"/admin/charges/{segment(charge)}/refund"
+    print_correction(client.post(path, CorrectionDoneView, body, key=key), as_json=as_json)
+
+
+def print_correction(done: CorrectionDoneView, *, as_json: bool) -> None:
+    """What was corrected, as one line."""
+    if as_json:
+        print_json(done)
+        return
+    again = " already" if done.repeated else ""
+    amount = Credits(done.entry.amount_micro_credits)
+    balance = Credits(done.entry.balance_after_micro_credits)
+    click.echo(
+        f"{amount} credits were posted{again} to {done.correction.account};"
+        f" the balance was {balance} then"
+    )
 
 
 def _grant(client: Client, account: str, amount: int, event_id: str, description: str) -> GrantView:

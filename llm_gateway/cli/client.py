@@ -53,11 +53,19 @@ class Client:
         params = {name: value for name, value in query.items() if value is not None}
         return _decoded(self._answer("GET", path, params=params), kind)
 
-    def post(self, path: str, kind: type[T], body: object = None) -> T:
-        """POST of JSON."""
+    def post(self, path: str, kind: type[T], body: object = None, *, key: str | None = None) -> T:
+        """POST of JSON; `key`: the Idempotency-Key."""
         content = msgspec.json.encode({} if body is None else body)
         headers = {"Content-Type": "application/json"}
+        if key is not None:
+            headers["Idempotency-Key"] = checked_header("the idempotency key", key)
         return _decoded(self._answer("POST", path, content=content, headers=headers), kind)
+
+    def patch(self, path: str, kind: type[T], body: object) -> T:
+        """PATCH of JSON."""
+        content = msgspec.json.encode(body)
+        headers = {"Content-Type": "application/json"}
+        return _decoded(self._answer("PATCH", path, content=content, headers=headers), kind)
 
     def post_toml(self, path: str, kind: type[T], text: str) -> T:
         """POST of a TOML text."""

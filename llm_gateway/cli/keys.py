@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 import rich_click as click
 
 from llm_gateway import clock
-from llm_gateway.api.views.keys import KeyList, KeyView, NewKeyView
+from llm_gateway.api.views.keys import KeyList, KeyView, NewKeyView, RotatedView
 from llm_gateway.api.views.shared import moment
 from llm_gateway.cli.client import Client, admin_command, json_option, segment
 from llm_gateway.cli.failure import CommandError
@@ -14,7 +14,7 @@ from llm_gateway.cli.output import print_facts, print_json, print_rest, print_ta
 
 @click.group()
 def keys() -> None:
-    """Make, list and revoke keys."""
+    """Make, list, change, rotate and revoke keys."""
 
 
 @keys.command()
@@ -30,6 +30,9 @@ def keys() -> None:
 @click.option(
     "--model", "models", multiple=True, help="A model, or prefix*, that it may call (repeatable)."
 )
+@click.option("--rpm", type=click.IntRange(1), help="Requests a minute.")
+@click.option("--tpm", type=click.IntRange(1), help="Tokens a minute.")
+@click.option("--concurrent", type=click.IntRange(1), help="Calls at a time.")
 @click.option("--expires", metavar="WHEN", help="A time such as 2027-01-31T12:00Z, or 90d, 12h.")
 @click.option("--description", default="", help="What it is for.")
 @json_option
@@ -42,6 +45,9 @@ def create(
     default_scene: str,
     scenes: tuple[str, ...],
     models: tuple[str, ...],
+    rpm: int | None,
+    tpm: int | None,
+    concurrent: int | None,
     expires: str | None,
     description: str,
     as_json: bool,
@@ -60,6 +66,9 @@ def create(
         "scenes": list(scenes),
         "models": list(models),
         "description": description,
+        "requests_per_minute": rpm,
+        "tokens_per_minute": tpm,
+        "concurrent_calls": concurrent,
         "expires_at": parse_when(expires, clock.now_ms()) if expires else None,
     }
     made = client.post("/admin/keys", NewKeyView, body)
@@ -91,12 +100,102 @@ def list_keys(
             f"{key.kind} {key.account or key.app}",
             [key.default_scene, *(name for name in key.scenes if name != key.default_scene)],
             key.models or "any",
+            _limits(key),
             _state(key),
         )
         for key in found.items
     ]
-    print_table(("key", "begins", "for", "scenes", "models", "state"), rows)
+    print_table(("key", "begins", "for", "scenes", "models", "limits", "state"), rows)
     print_rest(len(found.items), found.total)
+
+
+@keys.command("update")
+@click.argument("key_id")
+@click.option("--default-scene", metavar="SCENE")
+@click.option("--scene", "scenes", multiple=True, help="All scenes of X-Scene (repeatable).")
+@click.option("--no-scenes", is_flag=True, help="Only the default scene.")
+@click.option("--model", "models", multiple=True, help="All models it may call (repeatable).")
+@click.option("--any-model", is_flag=True, help="Any model.")
+@click.option("--rpm", type=click.IntRange(0), help="Requests a minute; 0: no limit.")
+@click.option("--tpm", type=click.IntRange(0), help="Tokens a minute; 0: no limit.")
+@click.option("--concurrent", type=click.IntRange(0), help="Calls at a time; 0: no limit.")
+@click.option("--description", help="What it is for.")
+@json_option
+@admin_command
+def update_key(
+    client: Client,
+    key_id: str,
+    default_scene: str | None,
+    scenes: tuple[str, ...],
+    no_scenes: bool,
+    models: tuple[str, ...],
+    any_model: bool,
+    rpm: int | None,
+    tpm: int | None,
+    concurrent: int | None,
+    description: str | None,
+    as_json: bool,
+) -> None:
+    """Change what a key may do; what is not given stays."""
+    if (scenes and no_scenes) or (models and any_model):
+        raise CommandError("give either --scene or --no-scenes, either --model or --any-model")
+    limits = {
+        "requests_per_minute": rpm, "tokens_per_minute": tpm, "concurrent_calls": concurrent
+    }  # fmt: skip
+    body: dict[str, object] = {
+        name: limit or None for name, limit in limits.items() if limit is not None
+    }
+    if default_scene is not None:
+        body["default_scene"] = default_scene
+    if scenes or no_scenes:
+        body["scenes"] = list(scenes)
+    if models or any_model:
+        body["models"] = list(models)
+    if description is not None:
+        body["description"] = description
+    if not body:
+        raise CommandError("nothing to change: give an option, see --help")
+    key = client.patch(f"/admin/keys/{segment(key_id)}", KeyView, body)
+    if as_json:
+        print_json(key)
+        return
+    print_facts(
+        [
+            ("key", key.key_id),
+            ("scenes", [key.default_scene, *key.scenes]),
+            ("models", key.models or "any"),
+            ("limits", _limits(key)),
+            ("description", key.description),
+        ]
+    )
+
+
+@keys.command()
+@click.argument("key_id")
+@click.option(
+    "--grace",
+    "grace_seconds",
+    type=click.IntRange(0, 30 * 86_400),
+    default=0,
+    show_default=True,
+    metavar="SECONDS",
+    help="For how long the old key stays good.",
+)
+@json_option
+@admin_command
+def rotate(client: Client, key_id: str, grace_seconds: int, as_json: bool) -> None:
+    """Make a key in the place of another and show it, this once."""
+    path = f"/admin/keys/{segment(key_id)}/rotate"
+    made = client.post(path, RotatedView, {"grace_seconds": grace_seconds})
+    if as_json:
+        print_json(made)
+        return
+    click.echo(made.token)
+    click.echo(
+        f"key {made.key.key_id}; it is not shown again; {key_id} is good until"
+        f" {made.old.expires_at:%Y-%m-%d %H:%M:%S}Z",
+        err=True,
+    )
 
 
 @keys.command()
@@ -127,6 +226,15 @@ def parse_when(text: str, now_ms: int) -> datetime:
         message = f'"{text}" is no time: expected 2027-01-31T12:00Z, or 90d, or 12h'
         raise CommandError(message) from None
     return time if time.tzinfo else time.replace(tzinfo=UTC)
+
+
+def _limits(key: KeyView) -> str:
+    limits = (
+        (key.requests_per_minute, "rpm"),
+        (key.tokens_per_minute, "tpm"),
+        (key.concurrent_calls, "at a time"),
+    )
+    return ", ".join(f"{limit} {what}" for limit, what in limits if limit is not None)
 
 
 def _state(key: KeyView) -> str:

@@ -24,6 +24,10 @@ reason_option = click.option(
     "--reason", required=True, help="Why; it stands in the audit trail for ever."
 )
 
+key_option = click.option(
+    "--idempotency-key", "key", metavar="KEY", help="Given again, it is the same act, not another."
+)
+
 
 def paged(function: Callable[..., None]) -> Callable[..., None]:
     """The options of a list."""

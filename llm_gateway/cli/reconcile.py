@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 @config_option
 @data_dir_option
 @click.option(
-    "--repair", is_flag=True, help="Before: rebuild held credit and hourly usage. Nothing else."
+    "--repair",
+    is_flag=True,
+    help="Before: rebuild held credit and the rollup of usage. Nothing else.",
 )
 @json_option
 def reconcile(config_path: Path | None, data_dir: str | None, repair: bool, as_json: bool) -> None:
@@ -117,7 +119,7 @@ def _print(repaired: "Repaired | None", report: "Report") -> None:
     if repaired is not None:
         click.echo(
             f"repaired: held credit of {repaired.held_accounts} accounts,"
-            f" {repaired.rollup_groups} groups of hourly usage"
+            f" {repaired.rollup_groups} groups of the rollup"
         )
     for finding in report.findings:
         if finding.error:

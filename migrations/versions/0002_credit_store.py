@@ -38,6 +38,41 @@ REWARD_RULES = (
 )
 
 
+_SUMS = (
+    "input", "cached_input", "cache_write_5m", "cache_write_1h", "audio_input", "image_input",
+    "output", "reasoning", "audio_output", "amount", "calls",
+)  # fmt: skip
+_TOKENS = _SUMS[:-2]
+_CALL = "started_at - started_at % 900000, key_id, app, scene, provider, model_sent"
+_FAILED = """
+    CASE WHEN reason IN ('broken', 'failed_before_first_byte', 'upstream_error', 'upstream_timeout',
+        'upstream_rejected', 'rate_limited', 'internal_error', 'guard_unavailable', 'shutting_down',
+        'call_seconds_max', 'orphaned') THEN 1 ELSE 0 END
+"""
+
+# The hours cannot be cut into quarters, and know of no cancelled call: all is summed anew.
+FILL_QUARTERS = f"""
+    INSERT INTO usage_quarters (account, bucket_at, key_id, app, scene, provider, model,
+        {", ".join(_SUMS)}, errors)
+    SELECT account, bucket_at, key_id, app, scene, provider, model,
+        {", ".join(f"SUM({name})" for name in _SUMS)}, SUM(errors)
+    FROM (
+        SELECT u.account, u.started_at - u.started_at % 900000 AS bucket_at, u.key_id, u.app,
+            u.scene, u.provider, u.model_sent AS model, {", ".join(f"u.{n}" for n in _TOKENS)},
+            u.amount, 1 AS calls, {_FAILED} AS errors
+        FROM usage u
+        JOIN ledger_entries e ON e.event_id = u.event_id AND e.usage_event_id = u.event_id
+        LEFT JOIN ledger_entries f ON f.event_id = u.event_id || ':' || 'final'
+        WHERE NOT u.cancelled AND u.revision = CASE WHEN f.event_id IS NULL
+            THEN e.usage_revision ELSE f.usage_revision END
+        UNION ALL
+        SELECT account, {_CALL}, {", ".join("0" for _ in _TOKENS)}, 0, 1, {_FAILED}
+        FROM usage WHERE cancelled
+    ) AS words
+    GROUP BY account, bucket_at, key_id, app, scene, provider, model
+"""  # noqa: S608 - constants
+
+
 def upgrade() -> None:
     """Make the tables, and the rules of the rewards that ship."""
     op.create_table(
@@ -109,13 +144,9 @@ def upgrade() -> None:
     op.create_table(
         "limit_buckets",
         sa.Column("key_id", sa.Text(), nullable=False),
-        sa.Column(
-            "requests_level_micro", sa.BigInteger(), server_default=sa.text("0"), nullable=False
-        ),
+        sa.Column("requests_level", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
         sa.Column("requests_at", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
-        sa.Column(
-            "tokens_level_micro", sa.BigInteger(), server_default=sa.text("0"), nullable=False
-        ),
+        sa.Column("tokens_level", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
         sa.Column("tokens_at", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
         sa.PrimaryKeyConstraint("key_id", name=op.f("pk_limit_buckets")),
     )
@@ -300,6 +331,8 @@ def upgrade() -> None:
         ),
         sqlite_with_rowid=False,
     )
+    op.execute(FILL_QUARTERS)
+    op.drop_table("usage_hourly")
     op.add_column("api_keys", sa.Column("requests_per_minute", sa.BigInteger(), nullable=True))
     op.add_column("api_keys", sa.Column("tokens_per_minute", sa.BigInteger(), nullable=True))
     op.add_column("api_keys", sa.Column("concurrent_calls", sa.BigInteger(), nullable=True))
@@ -339,11 +372,58 @@ def _add_reward_rules() -> None:
     op.bulk_insert(sa.table("reward_rules", *columns), [rule | times for rule in REWARD_RULES])
 
 
+def _bring_back_hours() -> None:
+    """Sums of hours out of those of quarters; that they know of cancelled calls, a repair mends."""
+    op.create_table(
+        "usage_hourly",
+        sa.Column("account", sa.Text(), nullable=False),
+        sa.Column("hour_at", sa.BigInteger(), nullable=False),
+        sa.Column("key_id", sa.Text(), nullable=False),
+        sa.Column("app", sa.Text(), nullable=False),
+        sa.Column("scene", sa.Text(), nullable=False),
+        sa.Column("provider", sa.Text(), nullable=False),
+        sa.Column("model", sa.Text(), nullable=False),
+        sa.Column("input", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
+        sa.Column("cached_input", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
+        sa.Column("cache_write_5m", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
+        sa.Column("cache_write_1h", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
+        sa.Column("audio_input", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
+        sa.Column("image_input", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
+        sa.Column("output", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
+        sa.Column("reasoning", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
+        sa.Column("audio_output", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
+        sa.Column("amount", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
+        sa.Column("calls", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
+        sa.PrimaryKeyConstraint(
+            "account",
+            "hour_at",
+            "key_id",
+            "app",
+            "scene",
+            "provider",
+            "model",
+            name=op.f("pk_usage_hourly"),
+        ),
+        sqlite_with_rowid=False,
+    )
+    op.execute(
+        f"""
+        INSERT INTO usage_hourly (account, hour_at, key_id, app, scene, provider, model,
+            {", ".join(_SUMS)})
+        SELECT account, bucket_at - bucket_at % 3600000, key_id, app, scene, provider, model,
+            {", ".join(f"SUM({name})" for name in _SUMS)}
+        FROM usage_quarters
+        GROUP BY account, bucket_at - bucket_at % 3600000, key_id, app, scene, provider, model
+        """  # noqa: S608 - constants
+    )
+
+
 def downgrade() -> None:
     """Drop all of it. Entries of orders and rewards stay in the ledger."""
     op.drop_index("ix_usage_run", table_name="usage")
     for column in ("replaced_by", "concurrent_calls", "tokens_per_minute", "requests_per_minute"):
         op.drop_column("api_keys", column)
+    _bring_back_hours()
     op.drop_table("usage_quarters")
     op.drop_table("rewards")
     op.drop_table("reward_rules")

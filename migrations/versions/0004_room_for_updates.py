@@ -9,7 +9,7 @@ depends_on = None
 
 # Percent of a page that inserts may fill. A new version of a row that finds room on its own page
 # touches no index. Every row of the outbox is updated once, by its claim, before it goes.
-FILL_FACTORS = {"outbox": 45, "usage_hourly": 50, "usage_quarters": 50}
+FILL_FACTORS = {"outbox": 45, "usage_quarters": 50}
 
 
 def upgrade() -> None:
@@ -19,7 +19,7 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     """As it was."""
-    _set({"outbox": 70, "usage_hourly": 100, "usage_quarters": 100})
+    _set({"outbox": 70, "usage_quarters": 100})
 
 
 def _set(percents: dict[str, int]) -> None:

@@ -13,6 +13,7 @@ from billing.accounts import (
     AccountExistsError,
     AccountInfo,
     EntryConflictError,
+    EntryFilter,
     EntryRefusedError,
     Grant,
     UnknownAccountError,
@@ -361,12 +362,14 @@ async def test_has_more_ends_with_the_last_full_page(plane: Control, page: int, 
 
 async def test_transactions_are_filtered(plane: Control) -> None:
     await _entries(plane, 5)
-    spent = await plane.accounts.transactions("ada", PageRequest(), direction="expense")
+    spent = await plane.accounts.transactions(
+        "ada", PageRequest(), EntryFilter(direction="expense")
+    )
     assert ([entry.event_id for entry in spent.items], spent.total) == (["e4", "e2"], 2)
-    bought = await plane.accounts.transactions("ada", PageRequest(), source="purchase")
+    bought = await plane.accounts.transactions("ada", PageRequest(), EntryFilter(source="purchase"))
     assert bought.total == 3
     both = await plane.accounts.transactions(
-        "ada", PageRequest(), source="purchase", direction="expense"
+        "ada", PageRequest(), EntryFilter(source="purchase", direction="expense")
     )
     assert (both.total, both.items) == (0, ())
     assert (await plane.accounts.transactions("bob", PageRequest())).items == ()

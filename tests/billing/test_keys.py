@@ -9,7 +9,16 @@ from sqlalchemy import select
 
 from billing.db.hot import DatabaseUnavailableError
 from billing.db.tables import metadata
-from billing.keys import CACHED_KEYS_MAX, MISS, KeyInfo, KeyKind, NewKey
+from billing.keys import (
+    CACHED_KEYS_MAX,
+    MISS,
+    KeyChange,
+    KeyInfo,
+    KeyKind,
+    KeyOutOfUseError,
+    NewKey,
+    UnknownKeyError,
+)
 from billing.lists import PageRequest
 from tests.support.control import NOON, Control
 
@@ -228,3 +237,94 @@ async def test_list_is_newest_first_and_by_account(plane: Control) -> None:
     assert (everyone.total, everyone.has_more) == (3, True)
     assert (await plane.keys.page(PageRequest(), account="ada")).total == 2
     assert (await plane.keys.page(PageRequest(), account="eve")).items == ()
+
+
+# -- changed and rotated -----------------------------------------------------------------------
+
+
+async def test_change_is_seen_elsewhere_within_a_second(plane: Control) -> None:
+    info, token = await _user_key(plane)
+    other = plane.other_process()
+    await other.keys.fetch(token)
+    change = KeyChange(
+        scenes=("agent",), models=("mini",), description="new", requests_per_minute=60
+    )
+    after = await plane.keys.update(info.key_id, change, actor="test")
+    assert await plane.keys.fetch(token) == after
+    plane.clock.tick(1.0)
+    seen = await other.keys.fetch(token)
+    assert seen == after
+    assert (after.scenes, after.models, after.description) == (("agent",), ("mini",), "new")
+    assert (after.requests_per_minute, after.default_scene) == (60, "default")
+    # What is unset stays; None lifts a limit.
+    lifted = await plane.keys.update(
+        info.key_id, KeyChange(requests_per_minute=None, concurrent_calls=2), actor="test"
+    )
+    assert (lifted.requests_per_minute, lifted.concurrent_calls) == (None, 2)
+    assert lifted.models == ("mini",)
+
+
+async def test_rotated_key_ends_with_its_grace_in_every_process(plane: Control) -> None:
+    info, token = await _user_key(plane)
+    other = plane.other_process()
+    await other.keys.fetch(token)
+    old, new, fresh = await plane.keys.rotate(info.key_id, grace_seconds=10, actor="test")
+    assert old.replaced_by == new.key_id
+    assert (new.account, new.default_scene, new.replaced_by) == ("ada", "default", None)
+    plane.clock.tick(9.999)
+    for keys in (plane.keys, other.keys):
+        for each in (token, fresh):
+            key = await keys.fetch(each)
+            assert key is not None
+            assert key.usable(plane.clock.ms)
+    plane.clock.tick(0.001)
+    for keys in (plane.keys, other.keys):
+        key = await keys.fetch(token)
+        assert key is not None
+        assert not key.usable(plane.clock.ms)
+
+
+async def test_rotation_without_grace_refuses_the_old_key_within_a_second(plane: Control) -> None:
+    info, token = await _user_key(plane)
+    other = plane.other_process()
+    await other.keys.fetch(token)
+    await plane.keys.rotate(info.key_id, grace_seconds=0, actor="test")
+    here = await plane.keys.fetch(token)
+    plane.clock.tick(1.0)
+    there = await other.keys.fetch(token)
+    for key in (here, there):
+        assert key is not None
+        assert not key.usable(plane.clock.ms)
+
+
+async def test_rotation_does_not_lengthen_a_key(plane: Control) -> None:
+    new = NewKey(kind=KeyKind.USER, account="ada", default_scene="default", expires_at=NOON + 5_000)
+    info, _ = await plane.keys.create(new, actor="test")
+    old, fresh, _ = await plane.keys.rotate(info.key_id, grace_seconds=60, actor="test")
+    assert (old.expires_at, fresh.expires_at) == (NOON + 5_000, NOON + 5_000)
+
+
+async def test_two_rotations_at_once_make_one_key(plane: Control) -> None:
+    info, _ = await _user_key(plane)
+    results = await asyncio.gather(
+        *(plane.keys.rotate(info.key_id, grace_seconds=5, actor="test") for _ in range(4)),
+        return_exceptions=True,
+    )
+    assert sum(isinstance(result, KeyOutOfUseError) for result in results) == 3
+    assert (await plane.keys.page(PageRequest())).total == 2
+
+
+async def test_key_out_of_use_is_neither_changed_nor_rotated(plane: Control) -> None:
+    revoked, _ = await _user_key(plane)
+    await plane.keys.revoke(revoked.key_id, actor="test")
+    replaced, _ = await _user_key(plane)
+    await plane.keys.rotate(replaced.key_id, grace_seconds=60, actor="test")
+    before = (await plane.audit.page(PageRequest())).total
+    for info in (revoked, replaced):
+        with pytest.raises(KeyOutOfUseError):
+            await plane.keys.update(info.key_id, KeyChange(models=()), actor="test")
+        with pytest.raises(KeyOutOfUseError):
+            await plane.keys.rotate(info.key_id, grace_seconds=0, actor="test")
+    with pytest.raises(UnknownKeyError):
+        await plane.keys.update("key_0", KeyChange(models=()), actor="test")
+    assert (await plane.audit.page(PageRequest())).total == before

@@ -1,6 +1,5 @@
 """The command line: what it asks of a gateway, what it prints, and how it fails."""
 
-import asyncio
 import json
 import os
 import socket
@@ -12,11 +11,8 @@ from pathlib import Path
 
 import msgspec
 import pytest
-import uvicorn
 from click.testing import CliRunner, Result
 
-from llm_gateway import clock
-from llm_gateway.api.litestar import ApiState, Dependency, OpsState, create_api
 from llm_gateway.banner import banner, curl_line, model_to_try, url_of
 from llm_gateway.cli import cli
 from llm_gateway.cli.failure import CommandError
@@ -30,10 +26,9 @@ from llm_gateway.credentials import (
     write_credentials,
 )
 from llm_gateway.doctor import Level, check_data, check_provider, examine
-from llm_gateway.secret import Secret
-from tests.support.control import BOOK, OTHER_BOOK, control
+from tests.support.admin_server import ADMIN_TOKEN, AdminServer
+from tests.support.control import BOOK, OTHER_BOOK
 
-ADMIN_TOKEN = "admin-token-of-the-test"
 CLEAN_ENV: dict[str, str | None] = dict.fromkeys(
     (
         "LLM_GATEWAY_URL", "LLM_GATEWAY_BASE_URL", "LLM_GATEWAY_KEY", "LLM_GATEWAY_DATA_DIR",
@@ -55,59 +50,6 @@ def failure(result: Result) -> str:
 
 
 # -- against the real API ------------------------------------------------------------------------
-
-
-async def _no_metrics() -> str:
-    return ""
-
-
-class AdminServer:
-    """The HTTP API on a real socket and a fresh database, in a thread of its own."""
-
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
-        self._socket = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
-        self._server: uvicorn.Server | None = None
-        self._started = threading.Event()
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._run()))
-
-    def start(self) -> None:
-        self._thread.start()
-        assert self._started.wait(20)
-
-    def stop(self) -> None:
-        assert self._server is not None
-        self._server.should_exit = True
-        self._thread.join(20)
-        self._socket.close()
-
-    async def _run(self) -> None:
-        async with control(self._directory) as plane:
-            await plane.books.load_first(BOOK, actor="test")
-            plane.clock.ms = clock.now_ms() + 60_000  # the database's own clock starts books
-            await plane.books.start()
-            state = ApiState(
-                database=plane.database,
-                keys=plane.keys,
-                books=plane.books,
-                accounts=plane.accounts,
-                audit=plane.audit,
-                desk=plane.desk,
-                reconciler=plane.reconciler,
-                admin_token=Secret(ADMIN_TOKEN),
-                now_ms=plane.clock.now_ms,
-                new_event_id=clock.new_event_id,
-                offers=lambda: (),
-                ops=OpsState(metrics=_no_metrics, readiness=self._ready),
-            )
-            config = uvicorn.Config(create_api(state), log_config=None, lifespan="off")
-            self._server = uvicorn.Server(config)
-            self._started.set()
-            await self._server.serve(sockets=[self._socket])
-
-    async def _ready(self) -> list[Dependency]:
-        return []
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,8 @@ from click.testing import CliRunner, Result
 
 from billing.db import migrate
 from llm_gateway.cli import cli
-from tests.llm_gateway.test_cli import ADMIN_TOKEN, CLEAN_ENV, AdminServer
+from tests.llm_gateway.test_cli import CLEAN_ENV
+from tests.support.admin_server import ADMIN_TOKEN, AdminServer
 
 ACCOUNT = "INSERT INTO accounts (account, held, created_at, updated_at) VALUES ('ada', 0, 0, 0)"
 HOLD = (

@@ -23,6 +23,8 @@ from llm_gateway.errors import (
     InternalError,
     InvalidApiKeyError,
     InvalidRequestError,
+    KeyLimitedError,
+    LimitsUnavailableError,
     MethodNotAllowedError,
     MissingBillingUserError,
     ModelNotAllowedError,
@@ -42,6 +44,7 @@ from llm_gateway.errors import (
     UpstreamRateLimitedError,
     UpstreamRejectedError,
     UpstreamTimeoutError,
+    format_reset,
     wrap_upstream_error,
 )
 
@@ -75,12 +78,14 @@ EXAMPLES: list[tuple[GatewayError, int, str]] = [
     (UnsupportedMediaTypeError(), 415, "unsupported_media_type"),
     (RateLimitedError(), 429, "rate_limited"),
     (CreditHeldError(balance=5, held=3, needed=4), 429, "credit_held"),
+    (KeyLimitedError(limit="requests", value=3, retry_ms=20_000), 429, "rate_limited"),
     (UpstreamRateLimitedError({}), 429, "rate_limited"),
     (HeadersTooLargeError(65536), 431, "headers_too_large"),
     (InternalError(), 500, "internal_error"),
     (UpstreamFailedError(), 502, "upstream_error"),
     (UnavailableError(), 503, "unavailable"),
     (GuardUnavailableError(), 503, "guard_unavailable"),
+    (LimitsUnavailableError(), 503, "limits_unavailable"),
     (BooksStaleError(), 503, "books_stale"),
     (ShuttingDownError(), 503, "shutting_down"),
     (DatabaseUnavailableError(), 503, "database_unavailable"),
@@ -351,3 +356,36 @@ def test_rate_limit_keeps_its_retry_headers() -> None:
 @pytest.mark.parametrize("value", [b"1\r\nx: y", b"\xff", b"a\x00"])
 def test_unprintable_retry_after_is_replaced(value: bytes) -> None:
     assert wrapped(429, b"", ((b"retry-after", value),)).headers == {"retry-after": "1"}
+
+
+@pytest.mark.parametrize(
+    ("milliseconds", "text"),
+    [
+        (0, "0s"),
+        (1, "1ms"),
+        (120, "120ms"),
+        (999, "999ms"),
+        (1_000, "1s"),
+        (8_640, "8.64s"),
+        (59_001, "59.001s"),
+        (60_000, "1m0s"),
+        (360_000, "6m0s"),
+        (90_500, "1m30.5s"),
+        (3_600_000, "1h0m0s"),
+        (90_061_000, "25h1m1s"),
+    ],
+)
+def test_resets_are_written_as_openai_writes_them(milliseconds: int, text: str) -> None:
+    assert format_reset(milliseconds) == text
+
+
+@pytest.mark.parametrize(
+    ("retry_ms", "seconds"), [(1, "1"), (999, "1"), (1_000, "1"), (1_001, "2"), (20_000, "20")]
+)
+def test_a_limit_of_the_key_says_when_to_come_again(retry_ms: int, seconds: str) -> None:
+    error = KeyLimitedError(limit="concurrency", value=4, retry_ms=retry_ms)
+    assert error.headers == {"retry-after": seconds, "retry-after-ms": str(retry_ms)}
+    inner = error_object(error)
+    assert inner["limit"] == "concurrency"
+    assert inner["limit_value"] == 4
+    assert "4 calls at once" in str(inner["message"])

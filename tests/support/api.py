@@ -37,6 +37,7 @@ class Api:
         self.offers: tuple[ModelOffer, ...] = OFFERS
         self.metrics: Callable[[], str] = lambda: "gateway_calls_total 1\n"
         self.admin_token: Secret | None = Secret(ADMIN_TOKEN)
+        self.mock_payments = False
 
     def client(self, surface: Surface = Surface.ALL) -> httpx2.AsyncClient:
         """A client of a new app with the endpoints of `surface`."""
@@ -57,6 +58,8 @@ class Api:
             audit=plane.audit,
             desk=plane.desk,
             reconciler=plane.reconciler,
+            shop=plane.shop(mock_payments=self.mock_payments),
+            admins=plane.admins,
             admin_token=self.admin_token,
             now_ms=plane.clock.now_ms,
             new_event_id=clock.new_event_id,

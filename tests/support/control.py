@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 
 from billing.accounts import Accounts
+from billing.admins import Admins
 from billing.audit import AuditTrail
 from billing.books import PriceBooks
 from billing.db import migrate
@@ -17,6 +18,8 @@ from billing.holds.database import DatabaseHoldStore
 from billing.keys import Keys
 from billing.settlement.desk import Desk
 from billing.settlement.reconcile import Reconciler
+from llm_gateway.clock import new_event_id
+from llm_gateway.shop import Shop, open_shop
 from tests.support.services import pg_rows
 
 PROCESS = "process-of-the-test"
@@ -91,6 +94,7 @@ class Control:
         self.keys = Keys(self.database, now_ms=clock.now_ms, monotonic=clock.monotonic)
         self.books = PriceBooks(self.database, now_ms=clock.now_ms, monotonic=clock.monotonic)
         self.accounts = Accounts(self.database, self.hot, now_ms=clock.now_ms)
+        self.admins = Admins(self.database, now_ms=clock.now_ms)
         self.audit = AuditTrail(self.database)
         self.desk = Desk(
             self.database,
@@ -100,6 +104,18 @@ class Control:
         )
         self.reconciler = Reconciler(self.database, now_ms=clock.now_ms)
         self._others: list[Control] = []
+
+    def shop(self, *, mock_payments: bool = False) -> Shop:
+        """The credit store on this database."""
+        return open_shop(
+            self.database,
+            self.hot,
+            holds=DatabaseHoldStore(self.hot),
+            process=lambda: PROCESS,
+            now_ms=self.clock.now_ms,
+            new_id=new_event_id,
+            mock_payments=mock_payments,
+        )
 
     def other_process(self) -> "Control":
         """The same database as another process sees it; its hot side is not started."""

@@ -83,10 +83,10 @@ def estimate(event_id: str, amount: int, *, account: str = "alice") -> Finish:
     return charge(event_id, amount, account=account, revision=Revision.ESTIMATE)
 
 
-def cancelled(event_id: str, *, account: str = "alice") -> Finish:
+def cancelled(event_id: str, *, account: str = "alice", reason: str = "not_reached") -> Finish:
     """A call of which the owner decided that nothing is charged."""
     finish = charge(event_id, 0, account=account)
-    return Finish(event=finish.event, notes=UsageNotes(reason="not_reached"), cancelled=True)
+    return Finish(event=finish.event, notes=UsageNotes(reason=reason), cancelled=True)
 
 
 def hold(

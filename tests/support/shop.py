@@ -160,6 +160,9 @@ async def many_shops(place: Place, number: int) -> AsyncIterator[list[Shop]]:
     shops = [Shop(place) for _ in range(number)]
     for shop in shops:
         await shop.hot.start()
+        # Connections are opened at first use, and forty at once are a rush that no process makes.
+        await shop.hot.release("nothing")
+        await shop.hot.post([])
     try:
         yield shops
     finally:

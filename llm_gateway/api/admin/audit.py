@@ -3,6 +3,7 @@
 from litestar import Controller, get
 from litestar.di import NamedDependency
 
+from billing.admins import Permission
 from billing.lists import PageRequest
 from llm_gateway.api.admin.params import Filter
 from llm_gateway.api.state import ApiState
@@ -13,7 +14,7 @@ from llm_gateway.api.views.shared import cursor
 class AuditController(Controller):
     """What administrators did."""
 
-    @get("/audit")
+    @get("/audit", permission=Permission.READ)
     async def audit(
         self,
         api: NamedDependency[ApiState],

@@ -7,8 +7,8 @@ from litestar.di import NamedDependency
 from litestar.params import HeaderParameter, JSONBody
 
 from billing.accounts import Grant
+from billing.admins import Admin, Permission
 from llm_gateway import errors
-from llm_gateway.api.deps import ADMIN_ACTOR
 from llm_gateway.api.state import ApiState
 from llm_gateway.api.views.accounts import account_view
 from llm_gateway.api.views.grants import GrantView, NewGrant
@@ -23,10 +23,11 @@ class GrantsController(Controller):
 
     path = "/grants"
 
-    @post("/", status_code=200)
+    @post("/", status_code=200, permission=Permission.GRANTS)
     async def grant(
         self,
         api: NamedDependency[ApiState],
+        admin: NamedDependency[Admin],
         data: JSONBody[NewGrant],
         idempotency_key: Annotated[
             str, HeaderParameter(name="Idempotency-Key", max_length=EVENT_ID_CHARACTERS_MAX)
@@ -45,7 +46,7 @@ class GrantsController(Controller):
                 source=data.source,
                 source_label=data.source_label,
             ),
-            actor=ADMIN_ACTOR,
+            actor=admin.name,
         )
         return GrantView(
             repeated=done.repeated,

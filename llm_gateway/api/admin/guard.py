@@ -4,7 +4,7 @@ from litestar import Controller, post
 from litestar.di import NamedDependency
 from litestar.params import JSONBody
 
-from llm_gateway.api.deps import ADMIN_ACTOR
+from billing.admins import Admin, Permission
 from llm_gateway.api.state import ApiState
 from llm_gateway.api.views.guard import RebuiltView
 from llm_gateway.api.views.shared import Reason
@@ -15,8 +15,10 @@ class GuardController(Controller):
 
     path = "/guard"
 
-    @post("/rebuild", status_code=200)
-    async def rebuild(self, api: NamedDependency[ApiState], data: JSONBody[Reason]) -> RebuiltView:
+    @post("/rebuild", status_code=200, permission=Permission.GUARD)
+    async def rebuild(
+        self, api: NamedDependency[ApiState], admin: NamedDependency[Admin], data: JSONBody[Reason]
+    ) -> RebuiltView:
         """Make the hold store forget what it derived and load it anew from the ledger."""
-        rebuilt = await api.desk.rebuild_guard(data.reason, actor=ADMIN_ACTOR)
+        rebuilt = await api.desk.rebuild_guard(data.reason, actor=admin.name)
         return RebuiltView(accounts=rebuilt)

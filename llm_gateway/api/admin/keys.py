@@ -1,17 +1,27 @@
-"""/admin/keys: make, list, revoke."""
+"""/admin/keys: make, list, change, rotate, revoke."""
 
-from litestar import Controller, get, post
+from litestar import Controller, get, patch, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath, JSONBody
+from msgspec import UnsetType
 
-from billing.accounts import is_account_id
-from billing.keys import KeyKind, NewKey
+from billing.accounts import ACCOUNT_ID_RULE, is_account_id
+from billing.admins import Admin, Permission
+from billing.keys import KeyChange, KeyKind, NewKey, UnknownKeyError
 from billing.lists import PageRequest
-from llm_gateway import errors
-from llm_gateway.api.admin.params import AccountId, wrong_account
-from llm_gateway.api.deps import ADMIN_ACTOR
+from billing.shop.fields import Fields
+from llm_gateway.api.admin.params import AccountId
 from llm_gateway.api.state import ApiState
-from llm_gateway.api.views.keys import KeyList, KeyRequest, KeyView, NewKeyView, key_view
+from llm_gateway.api.views.keys import (
+    KeyList,
+    KeyPatch,
+    KeyRequest,
+    KeyView,
+    NewKeyView,
+    RotatedView,
+    Rotation,
+    key_view,
+)
 from llm_gateway.api.views.shared import milliseconds
 
 
@@ -20,7 +30,7 @@ class KeysController(Controller):
 
     path = "/keys"
 
-    @get("/")
+    @get("/", permission=Permission.READ)
     async def list_keys(
         self,
         api: NamedDependency[ApiState],
@@ -37,53 +47,101 @@ class KeysController(Controller):
             has_more=page.has_more,
         )
 
-    @post("/")
+    @post("/", permission=Permission.KEYS)
     async def create_key(
-        self, api: NamedDependency[ApiState], data: JSONBody[KeyRequest]
+        self,
+        api: NamedDependency[ApiState],
+        admin: NamedDependency[Admin],
+        data: JSONBody[KeyRequest],
     ) -> NewKeyView:
         """Make a key. The token is in this answer and can never be shown again."""
-        info, token = await api.keys.create(_new_key(data, api.now_ms()), actor=ADMIN_ACTOR)
+        info, token = await api.keys.create(_new_key(data, api.now_ms()), actor=admin.name)
         return NewKeyView(key=key_view(info), token=token)
 
-    @post("/{key_id:str}/revoke", status_code=200)
-    async def revoke_key(self, api: NamedDependency[ApiState], key_id: FromPath[str]) -> KeyView:
-        """Withdraw a key for good; other processes refuse it within a second."""
-        info = await api.keys.revoke(key_id, actor=ADMIN_ACTOR)
+    @get("/{key_id:str}", permission=Permission.READ)
+    async def get_key(self, api: NamedDependency[ApiState], key_id: FromPath[str]) -> KeyView:
+        """Get one key, without its token."""
+        info = await api.keys.get(key_id)
         if info is None:
-            raise errors.NotFoundError("There is no such key.")
+            raise UnknownKeyError
+        return key_view(info)
+
+    @patch("/{key_id:str}", permission=Permission.KEYS)
+    async def update_key(
+        self,
+        api: NamedDependency[ApiState],
+        admin: NamedDependency[Admin],
+        key_id: FromPath[str],
+        data: JSONBody[KeyPatch],
+    ) -> KeyView:
+        """Change what a key may do; other processes go by it within a second."""
+        return key_view(await api.keys.update(key_id, _change(data), actor=admin.name))
+
+    @post("/{key_id:str}/rotate", status_code=200, permission=Permission.KEYS)
+    async def rotate_key(
+        self,
+        api: NamedDependency[ApiState],
+        admin: NamedDependency[Admin],
+        key_id: FromPath[str],
+        data: JSONBody[Rotation],
+    ) -> RotatedView:
+        """Make a key in the place of this one, which stays good for `grace_seconds`."""
+        old, new, token = await api.keys.rotate(
+            key_id, grace_seconds=data.grace_seconds, actor=admin.name
+        )
+        return RotatedView(key=key_view(new), token=token, old=key_view(old))
+
+    @post("/{key_id:str}/revoke", status_code=200, permission=Permission.KEYS)
+    async def revoke_key(
+        self, api: NamedDependency[ApiState], admin: NamedDependency[Admin], key_id: FromPath[str]
+    ) -> KeyView:
+        """Withdraw a key for good; other processes refuse it within a second."""
+        info = await api.keys.revoke(key_id, actor=admin.name)
+        if info is None:
+            raise UnknownKeyError
         return key_view(info)
 
 
 def _new_key(data: KeyRequest, now_ms: int) -> NewKey:
     """Check what the shape alone does not say."""
+    fields = Fields()
     if data.kind is KeyKind.USER:
-        if not is_account_id(data.account):
-            raise wrong_account("account")
-        if data.app or data.accounts:
-            raise errors.InvalidRequestError(
-                "A user key has neither app nor accounts.", param="app"
-            )
+        fields.check("account", f"must be {ACCOUNT_ID_RULE}", ok=is_account_id(data.account))
+        fields.check("app", "is for app keys", ok=not data.app)
+        fields.check("accounts", "is for app keys", ok=not data.accounts)
     else:
-        if not data.app.strip():
-            raise errors.InvalidRequestError("An app key needs the name of its app.", param="app")
-        if data.account:
-            raise errors.InvalidRequestError(
-                "An app key has no account of its own; `accounts` restricts what it may bill.",
-                param="account",
-            )
-    if not all(is_account_id(account) for account in data.accounts):
-        raise wrong_account("accounts")
+        fields.check("app", "an app key needs the name of its app", ok=bool(data.app))
+        fields.check(
+            "account", "is for user keys; `accounts` says what an app may bill", ok=not data.account
+        )
+        ok = all(is_account_id(account) for account in data.accounts)
+        fields.check("accounts", f"each must be {ACCOUNT_ID_RULE}", ok=ok)
     expires_at = None if data.expires_at is None else milliseconds(data.expires_at)
-    if expires_at is not None and expires_at <= now_ms:
-        raise errors.InvalidRequestError("expires_at lies in the past.", param="expires_at")
+    fields.check("expires_at", "lies in the past", ok=expires_at is None or expires_at > now_ms)
+    fields.done()
     return NewKey(
         kind=data.kind,
         account=data.account,
-        app=data.app.strip(),
+        app=data.app,
         accounts=tuple(data.accounts),
         default_scene=data.default_scene,
         scenes=tuple(data.scenes),
         models=tuple(data.models),
         description=data.description,
         expires_at=expires_at,
+        requests_per_minute=data.requests_per_minute,
+        tokens_per_minute=data.tokens_per_minute,
+        concurrent_calls=data.concurrent_calls,
+    )
+
+
+def _change(data: KeyPatch) -> KeyChange:
+    return KeyChange(
+        default_scene=data.default_scene,
+        scenes=data.scenes if isinstance(data.scenes, UnsetType) else tuple(data.scenes),
+        models=data.models if isinstance(data.models, UnsetType) else tuple(data.models),
+        description=data.description,
+        requests_per_minute=data.requests_per_minute,
+        tokens_per_minute=data.tokens_per_minute,
+        concurrent_calls=data.concurrent_calls,
     )

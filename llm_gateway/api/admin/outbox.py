@@ -4,8 +4,10 @@ from litestar import Controller, get
 from litestar.di import NamedDependency
 from litestar.params import FromPath
 
+from billing.admins import Permission
 from billing.backlog import Backlog
 from billing.lists import PageRequest
+from llm_gateway.api.admin.params import Version
 from llm_gateway.api.state import ApiState
 from llm_gateway.api.views.outbox import (
     OutboxList,
@@ -20,7 +22,7 @@ class OutboxController(Controller):
 
     path = "/outbox"
 
-    @get("/")
+    @get("/", permission=Permission.READ)
     async def list_outbox(
         self, api: NamedDependency[ApiState], listing: NamedDependency[PageRequest]
     ) -> OutboxList:
@@ -34,9 +36,9 @@ class OutboxController(Controller):
             has_more=page.has_more,
         )
 
-    @get("/{event_id:str}/{revision:int}")
+    @get("/{event_id:str}/{revision:int}", permission=Permission.READ)
     async def show_waiting(
-        self, api: NamedDependency[ApiState], event_id: FromPath[str], revision: FromPath[int]
+        self, api: NamedDependency[ApiState], event_id: FromPath[str], revision: Version
     ) -> WaitingEventView:
         """Show a waiting event; revision 1 is an estimate, 2 the final."""
         return waiting_event_view(await api.desk.waiting(event_id, revision))

@@ -2,11 +2,12 @@
 
 from litestar import Controller, get, post
 from litestar.di import NamedDependency
-from litestar.params import FromPath, FromQuery, JSONBody
+from litestar.params import FromQuery, JSONBody
 
+from billing.admins import Admin, Permission
 from billing.backlog import Backlog
 from billing.lists import PageRequest
-from llm_gateway.api.deps import ADMIN_ACTOR
+from llm_gateway.api.admin.params import RowNumber
 from llm_gateway.api.state import ApiState
 from llm_gateway.api.views.quarantine import (
     QuarantinedEventView,
@@ -24,7 +25,7 @@ class QuarantineController(Controller):
 
     path = "/quarantine"
 
-    @get("/")
+    @get("/", permission=Permission.READ)
     async def list_quarantine(
         self,
         api: NamedDependency[ApiState],
@@ -42,23 +43,31 @@ class QuarantineController(Controller):
             has_more=page.has_more,
         )
 
-    @get("/{number:int}")
+    @get("/{number:int}", permission=Permission.READ)
     async def show_quarantined(
-        self, api: NamedDependency[ApiState], number: FromPath[int]
+        self, api: NamedDependency[ApiState], number: RowNumber
     ) -> QuarantinedEventView:
         """Show an event in quarantine, decoded."""
         return quarantined_event_view(await api.desk.quarantined(number))
 
-    @post("/{number:int}/replay", status_code=200)
+    @post("/{number:int}/replay", status_code=200, permission=Permission.QUARANTINE)
     async def replay(
-        self, api: NamedDependency[ApiState], number: FromPath[int], data: JSONBody[Reason]
+        self,
+        api: NamedDependency[ApiState],
+        admin: NamedDependency[Admin],
+        number: RowNumber,
+        data: JSONBody[Reason],
     ) -> ResolvedView:
         """Put an event back into the outbox; 409 if it could only fail again."""
-        return resolved_view(await api.desk.replay(number, data.reason, actor=ADMIN_ACTOR))
+        return resolved_view(await api.desk.replay(number, data.reason, actor=admin.name))
 
-    @post("/{number:int}/discard", status_code=200)
+    @post("/{number:int}/discard", status_code=200, permission=Permission.QUARANTINE)
     async def discard(
-        self, api: NamedDependency[ApiState], number: FromPath[int], data: JSONBody[Reason]
+        self,
+        api: NamedDependency[ApiState],
+        admin: NamedDependency[Admin],
+        number: RowNumber,
+        data: JSONBody[Reason],
     ) -> ResolvedView:
         """Drop an event for good: it is never charged, and its call's hold goes."""
-        return resolved_view(await api.desk.discard(number, data.reason, actor=ADMIN_ACTOR))
+        return resolved_view(await api.desk.discard(number, data.reason, actor=admin.name))

@@ -3,10 +3,13 @@
 from litestar import Router
 from litestar.di import Provide
 
-from llm_gateway.api.deps import provide_caller, provide_listing
+from llm_gateway.api.deps import provide_caller, provide_listing, provide_reader
 from llm_gateway.api.store.balance import BalanceController
 from llm_gateway.api.store.charges import ChargesController
+from llm_gateway.api.store.consumption import ConsumptionController
+from llm_gateway.api.store.orders import OrdersController
 from llm_gateway.api.store.price_rules import PriceRulesController
+from llm_gateway.api.store.products import ProductsController
 from llm_gateway.api.store.transactions import TransactionsController
 
 
@@ -16,12 +19,16 @@ def store_router() -> Router:
         "/credit-store",
         route_handlers=[
             BalanceController,
+            ConsumptionController,
             TransactionsController,
             ChargesController,
             PriceRulesController,
+            ProductsController,
+            OrdersController,
         ],
         dependencies={
             "caller": Provide(provide_caller),
+            "reader": Provide(provide_reader),
             "listing": Provide(provide_listing, sync_to_thread=False),
         },
         tags=["credit store"],

@@ -5,7 +5,7 @@ from typing import Literal
 import msgspec
 
 from billing.accounts import AccountInfo
-from llm_gateway.api.views.shared import Listing, Text, Time, moment_or_none
+from llm_gateway.api.views.shared import AccountName, Line, Listing, Text, Time, moment_or_none
 
 
 class BalanceView(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,8 +60,8 @@ class AccountList(Listing, frozen=True, kw_only=True):
 class NewAccount(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """An account to make; the id is the user's id with the calling services."""
 
-    account: str
-    name: Text = ""
+    account: AccountName
+    name: Line = ""
     note: Text = ""
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import msgspec
 import pytest
 
-from billing.db.invariants import CHECKS, HOUR_MS, first_id, time_of
+from billing.db.invariants import CHECKS, QUARTER_MS, first_id, time_of
 from billing.holds import GuardUnavailableError
 from billing.settlement.reconcile import (
     FULL_EVERY_SECONDS,
@@ -21,10 +21,10 @@ from llm_gateway import clock
 from tests.support.books import Books, new_id
 from tests.support.money import T0, cancelled, charge, estimate, hold
 
-HOUR = T0 - T0 % HOUR_MS
+QUARTER = T0 - T0 % QUARTER_MS
 ROLLUP = (
-    "SELECT account, hour_at, key_id, app, scene, provider, model, input, cached_input, output,"
-    " reasoning, amount, calls FROM usage_hourly WHERE calls <> 0 ORDER BY account, model"
+    "SELECT account, bucket_at, key_id, app, scene, provider, model, input, cached_input, output,"
+    " reasoning, amount, calls, errors FROM usage_quarters WHERE calls <> 0 ORDER BY account, model"
 )
 
 
@@ -54,7 +54,7 @@ async def mixed(books: Books) -> None:
     await books.hot.cancel(cancelled(taken_back))
     only_cancelled = new_id()
     await books.hot.reserve(hold(only_cancelled))
-    await books.hot.cancel(cancelled(only_cancelled))
+    await books.hot.cancel(cancelled(only_cancelled, reason="upstream_error"))
     await books.hot.settle_pending(500)
 
 
@@ -69,13 +69,16 @@ async def test_a_clean_ledger_has_no_violation(books: Books) -> None:
 
 
 async def test_rollup_is_the_sum_of_the_calls(books: Books) -> None:
-    """alice: 30 + 0 + 25 + 15 + 20 + 6, of which each call used 10, 2, 5 and 1 tokens."""
+    """alice: 30 + 0 + 25 + 15 + 20 + 6, of which each call used 10, 2, 5 and 1 tokens.
+
+    Two more were cancelled, one of them because it failed.
+    """
     await mixed(books)
-    key = (HOUR, "key-1", "", "agent", "echo", "mini-1")
+    key = (QUARTER, "key-1", "", "agent", "echo", "mini-1")
     assert await books.rows(ROLLUP) == [
-        ("alice", *key, 60, 12, 30, 6, 96, 6),
-        ("bob", *key, 10, 2, 5, 1, 7, 1),
-        ("nobody", *key, 10, 2, 5, 1, 5, 1),
+        ("alice", *key, 60, 12, 30, 6, 96, 8, 1),
+        ("bob", *key, 10, 2, 5, 1, 7, 1, 0),
+        ("nobody", *key, 10, 2, 5, 1, 5, 1, 0),
     ]
 
 
@@ -91,7 +94,7 @@ async def test_a_posted_charge_that_comes_again_counts_once(books: Books) -> Non
     )
     report = await books.hot.settle_pending(10)
     assert (report.settled, report.quarantined) == (1, 0)
-    assert (await books.rows(ROLLUP))[0][-2:] == (30, 1)
+    assert (await books.rows(ROLLUP))[0][-3:] == (30, 1, 0)
 
 
 ASIDE = (
@@ -114,10 +117,11 @@ CORRUPTIONS = [
      {"R7"}),
     ("R5", "e-1", [ASIDE], set()),
     ("R6", "alice", ["UPDATE accounts SET held = held + 1"], set()),
-    ("R7", "alice", ["UPDATE usage_hourly SET amount = amount + 1"], set()),
-    ("R7", "alice", ["UPDATE usage_hourly SET output = output - 1"], set()),
-    ("R7", "alice", ["DELETE FROM usage_hourly"], set()),
-    ("R7", "alice", ["UPDATE usage_hourly SET model = 'other'"], set()),
+    ("R7", "alice", ["UPDATE usage_quarters SET amount = amount + 1"], set()),
+    ("R7", "alice", ["UPDATE usage_quarters SET output = output - 1"], set()),
+    ("R7", "alice", ["UPDATE usage_quarters SET errors = errors + 1"], set()),
+    ("R7", "alice", ["DELETE FROM usage_quarters"], set()),
+    ("R7", "alice", ["UPDATE usage_quarters SET model = 'other'"], set()),
 ]  # fmt: skip
 
 
@@ -138,7 +142,7 @@ async def test_each_corruption_is_seen(
     [
         ("R1", "UPDATE accounts SET balance = balance + 5, total_adjusted = 5"),
         ("R2", "UPDATE ledger_entries SET account_seq = 9 WHERE account_seq = 2"),
-        ("R7", "DELETE FROM usage_hourly"),
+        ("R7", "DELETE FROM usage_quarters"),
         ("R6", "UPDATE accounts SET held = held + 1"),
     ],
 )
@@ -155,9 +159,9 @@ async def test_a_recent_run_sees_what_changed_of_late(
 async def test_a_recent_run_leaves_out_what_is_old(books: Books) -> None:
     await books.open_account()
     await books.call(30)
-    await books.change("DELETE FROM usage_hourly")
+    await books.change("DELETE FROM usage_quarters")
     await books.change("UPDATE accounts SET balance = balance + 5, total_adjusted = 5")
-    books.now = T0 + 4 * HOUR_MS
+    books.now = T0 + 16 * QUARTER_MS
     assert await books.wrong(full=False) == {}
     assert set(await books.wrong()) == {"R1", "R3", "R7"}
 
@@ -165,19 +169,19 @@ async def test_a_recent_run_leaves_out_what_is_old(books: Books) -> None:
 async def test_archived_usage_is_neither_missed_nor_taken_out_of_the_rollup(
     books: Books,
 ) -> None:
-    """A call of an hour ago, whose usage is kept elsewhere now, and one of today."""
+    """A call of a quarter of an hour ago, whose usage is kept elsewhere now, and one of today."""
     await books.open_account()
-    hour_ago = clock.new_event_id(T0 - HOUR_MS)
-    await books.call(30, event_id=hour_ago)
+    earlier = clock.new_event_id(T0 - QUARTER_MS)
+    await books.call(30, event_id=earlier)
     await books.call(5)
     await books.change(
-        "UPDATE usage_hourly SET amount = 5, calls = 1, input = 10, cached_input = 2, output = 5,"
+        "UPDATE usage_quarters SET amount = 5, calls = 1, input = 10, cached_input = 2, output = 5,"
         " reasoning = 1",
-        "INSERT INTO usage_hourly (account, hour_at, key_id, app, scene, provider, model, amount,"
-        " calls) VALUES ('alice', :hour_ago, '', '', '', '', '', 30, 1)",
+        "INSERT INTO usage_quarters (account, bucket_at, key_id, app, scene, provider, model, amount,"
+        " calls) VALUES ('alice', :before, '', '', '', '', '', 30, 1)",
         "DELETE FROM usage WHERE event_id = :archived",
-        hour_ago=HOUR - HOUR_MS,
-        archived=hour_ago,
+        before=QUARTER - QUARTER_MS,
+        archived=earlier,
     )
     before = await books.rows(ROLLUP)
     assert await books.wrong() == {}
@@ -262,12 +266,12 @@ async def test_repair_rebuilds_what_is_derived_and_nothing_else(books: Books) ->
     )
     before = [await books.rows(query) for query in kept]
     await books.change(
-        "DELETE FROM usage_hourly WHERE account = 'alice'",
-        "UPDATE usage_hourly SET amount = amount + 3, calls = calls - 1 WHERE account = 'bob'",
-        "INSERT INTO usage_hourly (account, hour_at, key_id, app, scene, provider, model, calls)"
+        "DELETE FROM usage_quarters WHERE account = 'alice'",
+        "UPDATE usage_quarters SET amount = amount + 3, calls = calls - 1 WHERE account = 'bob'",
+        "INSERT INTO usage_quarters (account, bucket_at, key_id, app, scene, provider, model, calls)"
         " VALUES ('ghost', :later, '', '', '', '', '', 3)",
         "UPDATE accounts SET held = held + 5",
-        later=HOUR + HOUR_MS,
+        later=QUARTER + QUARTER_MS,
     )
     repaired = await books.reconciler.repair()
     assert (repaired.held_accounts, repaired.rollup_groups, repaired.guard_rebuilt) == (3, 3, False)
@@ -293,19 +297,19 @@ async def test_repair_while_calls_are_settled_counts_none_twice(books: Books) ->
 
     async def repair() -> None:
         for _ in range(5):
-            await books.change("DELETE FROM usage_hourly")
+            await books.change("DELETE FROM usage_quarters")
             await asyncio.gather(books.reconciler.repair(), books.reconciler.repair())
 
     await asyncio.gather(spend(), spend(), repair())
     await books.hot.settle_pending(500)
     await books.reconciler.repair()
     assert await books.wrong() == {}
-    assert (await books.rows(ROLLUP))[0][-2:] == (90, 30)
+    assert (await books.rows(ROLLUP))[0][-3:] == (90, 30, 0)
 
 
 async def test_a_check_that_cannot_be_run_is_no_success(books: Books) -> None:
     await books.open_account()
-    await books.change("DROP TABLE usage_hourly")
+    await books.change("DROP TABLE usage_quarters")
     report = await books.reconciler.run()
     assert [each.check for each in report.findings if each.error] == ["R7"]
     assert not report.ok

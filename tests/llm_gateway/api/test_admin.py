@@ -1,4 +1,4 @@
-"""The admin API: its token, every act once, and what it refuses."""
+"""The admin API: every act once, and what it refuses."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -6,43 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.api import ADMIN, ADMIN_TOKEN, Api, serve_api
+from tests.support.api import ADMIN, Api, serve_api
 from tests.support.control import BOOK, OTHER_BOOK
 
-READS = (
-    "/admin/accounts",
-    "/admin/accounts/ada",
-    "/admin/keys",
-    "/admin/price-books",
-    "/admin/price-books/1",
-    "/admin/price-books/1/text",
-    "/admin/price-books/explain?scene=a&provider=b&model=c",
-    "/admin/holds",
-    "/admin/holds/hold_1",
-    "/admin/outbox",
-    "/admin/outbox/event_1/2",
-    "/admin/quarantine",
-    "/admin/quarantine/7",
-    "/admin/reconcile",
-    "/admin/audit",
-)
-ACTS = (
-    "/admin/accounts",
-    "/admin/accounts/ada/suspend",
-    "/admin/accounts/ada/unsuspend",
-    "/admin/grants",
-    "/admin/keys",
-    "/admin/keys/key_1/revoke",
-    "/admin/price-books",
-    "/admin/price-books/lint",
-    "/admin/price-books/rollback",
-    "/admin/price-books/1/activate",
-    "/admin/holds/hold_1/release",
-    "/admin/quarantine/7/replay",
-    "/admin/quarantine/7/discard",
-    "/admin/guard/rebuild",
-    "/admin/reconcile/repair",
-)
 USER_KEY = {"kind": "user", "account": "ada", "default_scene": "chat"}
 GRANT = {"account": "ada", "amount_micro_credits": 5_000_000}
 
@@ -51,53 +17,6 @@ GRANT = {"account": "ada", "amount_micro_credits": 5_000_000}
 async def api(tmp_path: Path) -> AsyncIterator[Api]:
     async with serve_api(tmp_path) as made:
         yield made
-
-
-def test_every_admin_address_is_listed_here() -> None:
-    from llm_gateway.api.admin.router import admin_router
-
-    declared = {
-        f"{route.path_format}" for route in admin_router().routes if route.path_format != "/admin"
-    }
-    listed = {
-        path.partition("?")[0]
-        .replace("/ada", "/{account}")
-        .replace("/key_1", "/{key_id}")
-        .replace("/1", "/{version}")
-        .replace("/hold_1", "/{hold_id}")
-        .replace("/event_1/2", "/{event_id}/{revision}")
-        .replace("/7", "/{number}")
-        for path in (*READS, *ACTS)
-    }
-    assert declared == listed
-
-
-@pytest.mark.parametrize(
-    "authorization",
-    ["", "Bearer ", "Bearer wrong", f"Bearer {ADMIN_TOKEN}x", f"Basic {ADMIN_TOKEN}", ADMIN_TOKEN],
-)
-async def test_nothing_opens_without_the_admin_token(api: Api, authorization: str) -> None:
-    headers = {"Authorization": authorization} if authorization else {}
-    async with api.client() as client:
-        answers = [await client.get(path, headers=headers) for path in READS]
-        answers += [await client.post(path, headers=headers) for path in ACTS]
-    assert {answer.status_code for answer in answers} == {401}
-
-
-async def test_keys_open_nothing_of_the_admin(api: Api) -> None:
-    headers = await api.user()
-    async with api.client() as client:
-        for path in READS:
-            assert (await client.get(path, headers=headers)).status_code == 401
-        # ... nor the admin token the store.
-        assert (await client.get("/credit-store/balance", headers=ADMIN)).status_code == 401
-
-
-async def test_without_a_token_nobody_is_admin(api: Api) -> None:
-    api.admin_token = None
-    async with api.client() as client:
-        for headers in (ADMIN, {"Authorization": "Bearer "}, {"Authorization": "Bearer None"}):
-            assert (await client.get("/admin/keys", headers=headers)).status_code == 401
 
 
 async def test_account_from_creation_to_suspension(api: Api) -> None:
@@ -196,8 +115,10 @@ async def test_body_is_read_strictly_and_the_field_named(
     async with api.client() as client:
         answer = await client.post(f"/admin/{path}", json=body, headers=ADMIN)
     error = answer.json()["error"]
-    assert (answer.status_code, error["param"]) == (400, field)
+    assert answer.status_code == 400
+    assert field in error["params"]
     assert field in error["message"]
+    assert error["param"] in error["params"]
     assert "$" not in error["message"]
 
 
@@ -355,3 +276,12 @@ async def test_empty_lists_have_their_frame(api: Api) -> None:
         for path in ("/admin/holds", "/admin/outbox", "/admin/quarantine"):
             page = (await client.get(path, headers=ADMIN)).json()
             assert (page["items"], page["total"], page["has_more"]) == ([], 0, False)
+
+
+@pytest.mark.parametrize("body", [b"8E6{\xff", b'"x"]', b"[1", b"{", b"\xff", b"tru"])
+@pytest.mark.parametrize("path", ["/admin/price-books/1/activate", "/admin/grants"])
+async def test_what_is_no_json_is_refused(api: Api, path: str, body: bytes) -> None:
+    async with api.client() as client:
+        headers = ADMIN | {"content-type": "application/json"}
+        answer = await client.post(path, content=body, headers=headers)
+    assert (answer.status_code, answer.json()["error"]["type"]) == (400, "invalid_request_error")

@@ -158,8 +158,8 @@ async def test_schema_is_complete_and_offline(api: Api) -> None:
         for method, operation in operations.items():
             assert operation["description"], f"{method} {path} says nothing"
             good = next(value for code, value in operation["responses"].items() if code < "300")
-            (content,) = good["content"].values()
-            assert content["schema"], f"{method} {path} has no response type"
+            ((kind, content),) = good["content"].items()
+            assert content or kind.startswith("text/"), f"{method} {path} has no response type"
     money = [
         name
         for shape in schema.json()["components"]["schemas"].values()
@@ -167,7 +167,7 @@ async def test_schema_is_complete_and_offline(api: Api) -> None:
         if "balance" in name or "amount" in name or name.startswith("total_")
     ]
     assert money
-    assert all(name.endswith("_micro_credits") for name in money)
+    assert all(name.endswith(("_micro_credits", "_cent")) for name in money)
 
 
 async def test_openai_sdk_understands_models_and_errors(api: Api) -> None:
