@@ -1,13 +1,15 @@
 """The port to the database on the hot path: holds, charge events and settlement, without a task per call."""
 
 from asyncio import Future
-from typing import Protocol
+from typing import Final, Protocol
 
 import msgspec
 
 from billing.events import Finish
 from billing.holds import Applied, Granted, HoldBeat, HoldRequest, Refused
 from billing.ledger import Entry, EventConflict, PostResult
+
+ANSWER_SECONDS: Final = 2.0  # then whoever asked is told, whatever still becomes of it
 
 
 class DatabaseUnavailableError(Exception):
@@ -35,7 +37,7 @@ class SettleReport(msgspec.Struct, frozen=True, kw_only=True):
 class HotDatabase(Protocol):
     """Each method returns a future at once; its transaction commits before the future resolves.
 
-    All raise DatabaseUnavailableError, at the latest after two seconds. Each is idempotent: by hold
+    All raise DatabaseUnavailableError, at the latest after `answer_seconds` (two). Each is idempotent: by hold
     id, or by event id and revision.
     """
 

@@ -20,7 +20,7 @@ import asyncpg
 import msgspec
 
 from billing.db import postgres_sql as sql
-from billing.db.hot import DatabaseUnavailableError, SettleReport
+from billing.db.hot import ANSWER_SECONDS, DatabaseUnavailableError, SettleReport
 from billing.db.outbox import EventKey, SettledKeys, StrayMessage, WaitingEvent
 from billing.db.postgres_sql import Claimed, Race, StolenError
 from billing.db.postgres_url import Connection, connect
@@ -31,7 +31,6 @@ from billing.holds import Applied, Granted, HoldBeat, HoldRequest, Refused
 from billing.ledger import Entry, PostResult
 
 TURN_OPERATIONS_MAX: Final = 64
-ANSWER_SECONDS: Final = 2.0  # then whoever asked is told, whatever still becomes of it
 WATCH_SECONDS: Final = 0.25
 RACES_MAX: Final = 5
 ATTEMPTS_ALONE: Final = 3  # a row claimed so often in vain is posted by itself
@@ -106,10 +105,13 @@ class _Lane:
         name: str,
         turn: "Callable[[_Lane, list[_Operation]], Awaitable[None]]",
         resolve: Callable[[list[_Operation]], None],
+        *,
+        answer_seconds: float,
         operations_max: int = TURN_OPERATIONS_MAX,
     ) -> None:
         self.name = name
         self._url = url
+        self._answer_seconds = answer_seconds
         self._turn = turn
         self._resolve = resolve
         self._operations_max = operations_max
@@ -212,7 +214,7 @@ class _Lane:
     async def _take(self, operations: list[_Operation]) -> None:
         """Take a turn; whatever breaks it, all are told and the lane goes on."""
         try:
-            async with asyncio.timeout(ANSWER_SECONDS):
+            async with asyncio.timeout(self._answer_seconds):
                 await self._turn(self, [op for op in operations if not op.is_moot()])
         except Exception as error:  # noqa: BLE001 - the lane must outlive it
             self.drop()
@@ -227,17 +229,27 @@ class PostgresHotDatabase:
 
     `clock` gives milliseconds since the epoch. The database must be migrated already. Without
     `holds_here` holds live elsewhere: charges, cancellations and settlement touch none.
+    `answer_seconds`: how long anything may take.
     """
 
-    def __init__(self, url: str, *, clock: Callable[[], int], holds_here: bool = True) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        clock: Callable[[], int],
+        holds_here: bool = True,
+        answer_seconds: float = ANSWER_SECONDS,
+    ) -> None:
         self._clock = clock
         self._holds_here = holds_here
-        self._guard = _Lane(url, "holds", self._guard_turn, self._resolve)
-        self._charges = _Lane(url, "charges", self._charge_turn, self._resolve)
-        self._ledger = _Lane(url, "ledger", self._ledger_turn, self._resolve, 1)
+        self._answer_seconds = answer_seconds
+        lane = partial(_Lane, url, resolve=self._resolve, answer_seconds=answer_seconds)
+        self._guard = lane("holds", self._guard_turn)
+        self._charges = lane("charges", self._charge_turn)
+        self._ledger = lane("ledger", self._ledger_turn, operations_max=1)
         self._lanes = (self._guard, self._charges, self._ledger)
         # No queue of its own: the half of a batch that is settled beside the other.
-        self._beside = _Lane(url, "ledger beside", self._ledger_turn, self._resolve)
+        self._beside = lane("ledger beside", self._ledger_turn)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._open = False
         self._worker = secrets.token_hex(8)
@@ -364,7 +376,7 @@ class PostgresHotDatabase:
             future.set_exception(DatabaseUnavailableError("the database is closed"))
             return future
         lane.put(_Operation(kind, argument, future))
-        self._in_flight.append((self._loop.time() + ANSWER_SECONDS, future))
+        self._in_flight.append((self._loop.time() + self._answer_seconds, future))
         if self._watch is None:
             self._watch = self._loop.call_later(WATCH_SECONDS, self._look_after)
         return future

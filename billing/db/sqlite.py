@@ -17,7 +17,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, Final
 
 from billing.db import sqlite_outbox, sqlite_sql
-from billing.db.hot import DatabaseUnavailableError, SettleReport
+from billing.db.hot import ANSWER_SECONDS, DatabaseUnavailableError, SettleReport
 from billing.db.outbox import EventKey, SettledKeys, StrayMessage, WaitingEvent
 from billing.db.rows import quarantine_row
 from billing.events import Finish, Revision
@@ -27,7 +27,6 @@ from billing.ledger import Entry, PostResult
 
 TURN_OPERATIONS_MAX: Final = 64
 BUSY_SECONDS: Final = 2  # as long as the outbox waits before it turns to the spool
-ANSWER_SECONDS: Final = 2.0  # then whoever asked is told, whatever still becomes of it
 WATCH_SECONDS: Final = 0.25
 
 _PRAGMAS: Final = (
@@ -77,13 +76,20 @@ class SqliteHotDatabase:
 
     `clock` gives milliseconds since the epoch. The file must be migrated already. Without
     `holds_here` holds live elsewhere: charges, cancellations and settlement touch none.
+    `answer_seconds`: how long anything may take.
     """
 
     def __init__(
-        self, path: Path | str, *, clock: Callable[[], int], holds_here: bool = True
+        self,
+        path: Path | str,
+        *,
+        clock: Callable[[], int],
+        holds_here: bool = True,
+        answer_seconds: float = ANSWER_SECONDS,
     ) -> None:
         self._path = str(path)
         self._holds_here = holds_here
+        self._answer_seconds = answer_seconds
         self._clock = clock
         self._queue: SimpleQueue[list[_Operation] | None] = SimpleQueue()
         self._tick: list[_Operation] = []  # asked during this tick of the loop
@@ -227,7 +233,7 @@ class SqliteHotDatabase:
             return
         assert self._loop is not None
         self._queue.put(self._tick)
-        self._in_flight.append((self._loop.time() + ANSWER_SECONDS, self._tick))
+        self._in_flight.append((self._loop.time() + self._answer_seconds, self._tick))
         self._tick = []
         if self._watch is None:
             self._watch = self._loop.call_later(WATCH_SECONDS, self._look_after)

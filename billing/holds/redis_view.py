@@ -21,7 +21,14 @@ from billing.holds.redis_connection import (
     Word,
     connect,
 )
-from billing.holds.scripts import DIGESTS, HOLDS_PATTERN, Script, account_of, keys_of
+from billing.holds.scripts import (
+    DIGESTS,
+    EITHER_PATTERN,
+    HOLDS_PATTERN,
+    Script,
+    account_of,
+    keys_of,
+)
 from billing.lists import Page, PageRequest, make_page
 from billing.settlement.desk import StoredHold
 from billing.settlement.late_finals import LOST_SPOOL_MS
@@ -145,16 +152,18 @@ class RedisView:
         return total
 
     async def audit(self) -> GuardAudit:
-        """R6: sums of holds, balances at the ledger's seq, and holds that nobody waits for."""
-        violations: list[Violation] = []
-        some: list[_Account] = []
-        async for entry in self._scan():
-            some.append(entry)
-            if len(some) == LEDGER_IDS:
-                violations += await self._compare(some)
-                some = []
-        violations += await self._compare(some)
-        violations.sort(key=lambda violation: violation.id)
+        """R6: sums of holds, balances at the ledger's seq, and holds that nobody waits for.
+
+        Looks at every account that Redis knows, also at those that hold nothing: credit may be
+        held for no call at all.
+        """
+        found: dict[tuple[str, str], Violation] = {}  # a scan may name an account twice
+        async for names in self._names(EITHER_PATTERN):
+            for some in _groups(sorted(set(names))):
+                entries = await asyncio.gather(*(self._look(name) for name in some))
+                for violation in await self._compare(entries):
+                    found[violation.id, violation.what] = violation
+        violations = sorted(found.values(), key=lambda violation: violation.id)
         return GuardAudit(count=len(violations), examples=tuple(violations[:EXAMPLES_MAX]))
 
     async def _compare(self, entries: list[_Account]) -> list[Violation]:
@@ -249,11 +258,11 @@ class RedisView:
             for name in names:
                 yield await self._look(name)
 
-    async def _names(self) -> AsyncIterator[list[str]]:
-        """The accounts that hold something."""
+    async def _names(self, pattern: bytes = HOLDS_PATTERN) -> AsyncIterator[list[str]]:
+        """The accounts of all keys of a pattern: of those that hold something, unless told otherwise."""
         cursor: Word = 0
         while True:
-            reply = await self._ask("SCAN", cursor, "MATCH", HOLDS_PATTERN, "COUNT", SCAN_KEYS)
+            reply = await self._ask("SCAN", cursor, "MATCH", pattern, "COUNT", SCAN_KEYS)
             assert isinstance(reply, list)
             next_cursor, keys = reply
             assert isinstance(next_cursor, bytes)

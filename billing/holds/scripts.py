@@ -57,6 +57,7 @@ def keys_of(account: str) -> tuple[bytes, bytes]:
 
 ACCOUNTS_PATTERN: Final = f"{_PREFIX}{{*}}:account".encode()
 HOLDS_PATTERN: Final = f"{_PREFIX}{{*}}:holds".encode()
+EITHER_PATTERN: Final = f"{_PREFIX}{{*}}:[ah]*".encode()  # of the two keys of an account
 
 
 def account_of(key: bytes) -> str:

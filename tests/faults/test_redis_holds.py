@@ -134,7 +134,6 @@ async def test_holds_that_were_evicted_without_their_account_stay_held(
     assert await guard.primary.ask("HGET", key_of(fight, "account"), "held") == b"0"
 
 
-@pytest.mark.xfail(reason="R6 looks only at accounts that have holds: open", strict=False)
 async def test_credit_held_for_no_call_is_told(fight: Bout, guard: Guard) -> None:
     key = key_of(fight, "account")
     assert await guard.primary.ask("HINCRBY", key, "held", 500) == 500

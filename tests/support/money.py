@@ -25,6 +25,7 @@ from pricing_rules.usage import Usage
 from tests.support.services import pg_rows
 
 T0 = 1_790_000_000_000  # milliseconds since the epoch
+PATIENT_SECONDS = 30.0  # for an answer of the database, where a slow machine is not the subject
 
 Place = Path | str  # a SQLite file, or the address of a PostgreSQL database
 
@@ -128,7 +129,7 @@ def migrated(directory: Path) -> Path:
 @asynccontextmanager
 async def hot_database(place: Place) -> AsyncIterator[engines.Engine]:
     """A started hot database whose clock stands still; its invariants are checked at the end."""
-    hot = engines.hot_database(url_of(place), clock=lambda: T0)
+    hot = engines.hot_database(url_of(place), clock=lambda: T0, answer_seconds=PATIENT_SECONDS)
     await hot.start()
     try:
         yield hot

@@ -22,7 +22,16 @@ from billing.shop.orders import NewOrder, Order, Orders
 from billing.shop.products import NewProduct, Product, Products
 from billing.shop.rewards import RewardRules, Rewards
 from llm_gateway import clock
-from tests.support.money import T0, Place, charge, hold, purchase, url_of, violations
+from tests.support.money import (
+    PATIENT_SECONDS,
+    T0,
+    Place,
+    charge,
+    hold,
+    purchase,
+    url_of,
+    violations,
+)
 
 CREDIT = 1_000_000  # micro-credits
 PROCESS = "process-of-the-test"
@@ -40,7 +49,7 @@ class Shop:
         self.told: list[str] = []  # the accounts that the guard was told of
         url = url_of(place)
         self.database = Database(url)
-        self.hot = engines.hot_database(url, clock=lambda: self.now)
+        self.hot = engines.hot_database(url, clock=lambda: self.now, answer_seconds=PATIENT_SECONDS)
         self.holds: HoldStore = DatabaseHoldStore(self.hot)
         self.accounts = Accounts(self.database, self.hot, now_ms=self.now_ms)
         self.reconciler = Reconciler(self.database, now_ms=self.now_ms)

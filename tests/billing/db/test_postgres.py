@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from billing.db import migrate
-from billing.db.hot import DatabaseUnavailableError
+from billing.db.hot import ANSWER_SECONDS, DatabaseUnavailableError
 from billing.db.postgres import (
     ATTEMPTS_ALONE,
     ATTEMPTS_MAX,
@@ -463,7 +463,7 @@ class TestOutage:
                     hot.ping(),
                     return_exceptions=True,
                 )
-                assert time.monotonic() - began < 3
+                assert time.monotonic() - began < ANSWER_SECONDS + 4  # of a slow machine
             finally:
                 durable_postgres.resume()
             assert [type(answer) for answer in answers] == [DatabaseUnavailableError] * 4

@@ -70,6 +70,20 @@ async def test_what_does_not_fit_is_named(redis: RedisServer, tmp_path: Path) ->
         assert running in {violation.id for violation in (await view_of(money).audit()).examples}
 
 
+async def test_credit_that_is_held_for_no_call_is_named(redis: RedisServer, tmp_path: Path) -> None:
+    async with guards(redis, tmp_path) as money:
+        await money.buy(1_000)
+        name, _ = keys_of("alice")
+        ended = await money.reserve(300)
+        await money.finish(charge(ended, 50))
+        await money.settle()
+        await redis.ask("HINCRBY", name, "held", 500)
+        found = await view_of(money).audit()
+        assert [(violation.id, violation.what) for violation in found.examples] == [
+            ("alice", "held 500 in Redis, holds 0")
+        ]
+
+
 async def test_a_hold_that_nobody_was_told_of_is_named(redis: RedisServer, tmp_path: Path) -> None:
     async with guards(redis, tmp_path) as money:
         await money.buy(1_000)

@@ -409,7 +409,7 @@ async def test_idle_timeout_whatever_the_timer_was_set_to(first_byte_seconds: fl
 async def test_slow_stream_is_not_idle() -> None:
     async def drip(server: ScriptedUpstream, gates: list[asyncio.Event]) -> None:
         for gate in gates:
-            await asyncio.sleep(0.06)
+            await asyncio.sleep(0.3)
             gate.set()
 
     gates = [asyncio.Event() for _ in range(5)]
@@ -418,7 +418,7 @@ async def test_slow_stream_is_not_idle() -> None:
         script += [gate, chunk(b"x")]
     async with (
         ScriptedUpstream([[*script, END]]) as server,
-        a_client(server, idle_seconds=0.15, first_byte_seconds=1) as client,
+        a_client(server, idle_seconds=1.2, first_byte_seconds=10) as client,
     ):
         feeding = asyncio.create_task(drip(server, gates))
         assert await ask(client) == b"xxxxx"
@@ -429,12 +429,12 @@ async def test_our_own_pause_is_not_the_upstreams_idleness() -> None:
     gate = asyncio.Event()
     async with (
         ScriptedUpstream([[HEAD, gate, chunk(b"x"), END]]) as server,
-        a_client(server, idle_seconds=0.05) as client,
+        a_client(server, idle_seconds=1) as client,
     ):
         exchange = await client.send(a_request())
         exchange.pause()
         relay = asyncio.create_task(read(exchange))
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(1.3)
         gate.set()
         exchange.resume()
         assert await relay == b"x"
