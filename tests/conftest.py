@@ -2,6 +2,7 @@
 
 import os
 
+import pytest
 from hypothesis import HealthCheck, Phase, settings
 
 from tests.support.redis_server import own_redis, redis, shared_redis
@@ -23,6 +24,25 @@ if "MUTANT_UNDER_TEST" in os.environ:
     settings.load_profile("mutation")
 else:
     settings.load_profile("ci" if os.environ.get("CI") else "dev")
+
+# What takes long goes first, or the last file would keep one worker busy while the other has none.
+_LONGEST_FIRST = (
+    "tests/faults/",
+    "tests/e2e/",
+    "tests/llm_gateway/api/test_schema.py",
+    "tests/model/",
+    "tests/billing/",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=_rank)  # stable: the order within a file stays
+
+
+def _rank(item: pytest.Item) -> int:
+    ranks = (n for n, start in enumerate(_LONGEST_FIRST) if item.nodeid.startswith(start))
+    return next(ranks, len(_LONGEST_FIRST))
+
 
 __all__ = [  # fixtures
     "durable_postgres",
