@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final
 
 from tests.faults.machines import Machines, check_machines, quiet, start
 from tests.faults.soak_audit import Findings, audit
-from tests.faults.soak_load import Load, SoakProvider
+from tests.faults.soak_load import Load, Outcome, SoakProvider
 from tests.support.fleet import PACE, FleetGateway, Worker
 from tests.support.redis_server import RedisServer
 from tests.support.services import PostgresServer
@@ -33,6 +33,12 @@ WORKERS: Final = 2
 CLIENTS: Final = 16
 DEAD_SECONDS: Final = float(PACE[2])
 PAUSE_SECONDS: Final = (0.7, 3.5)  # between two faults
+# A killed gateway's calls are known from their holds alone, until a sweeper has estimated them; after
+# Redis was lost, those are back once the gateways have told it of them. Both at once is the double
+# fault that is the operator's: now and then it is made, else one is given the time to end.
+EVIDENCE_SECONDS: Final = (DEAD_SECONDS + 4, 5.0)  # after a kill; after a loss of Redis
+DOUBLE_FAULTS: Final = 0.15
+LOST_WITHIN_SECONDS: Final = (6.0, 12.0)  # before and after a kill, at the most
 HOT_CREDIT: Final = 1_000_000_000_000
 THIN_CREDIT: Final = 12_000  # one call at once, or two
 SHOWN: Final = 40
@@ -82,6 +88,9 @@ class Faults:
         self._machines = machines
         self._chance = random.Random(f"{seed}/faults")
         self.counts: Counter[str] = Counter()
+        self.kills: list[tuple[float, int]] = []  # of gateways: when, and the port
+        self.losses: list[float] = []  # of Redis
+        self._evidence_at = 0.0  # until then it is in one place only
         self.stopping = False
 
     async def run(self) -> None:
@@ -107,8 +116,9 @@ class Faults:
         kill, away = self._chance.random() < 0.5, self._away()
         gateway = self._machines.gateways[number]
         async with self._machines.lock(f"gateway {number}"):
-            if kill:
+            if kill and self._may_destroy(EVIDENCE_SECONDS[0]):
                 self.counts["kill -9 of a gateway"] += 1
+                self.kills.append((time.monotonic(), gateway.port))
                 await asyncio.to_thread(gateway.kill9)
                 await asyncio.sleep(away)
                 await start(gateway)
@@ -148,6 +158,9 @@ class Faults:
         assert redis is not None
         flush, seconds = self._chance.random() < 0.5, self._chance.uniform(0, 1.5)
         async with self._machines.lock("redis"):
+            if not self._may_destroy(EVIDENCE_SECONDS[1]):
+                return
+            self.losses.append(time.monotonic())
             if flush:
                 self.counts["FLUSHALL of Redis"] += 1
                 await redis.ask("FLUSHALL")
@@ -156,6 +169,30 @@ class Faults:
                 redis.kill()
                 await asyncio.sleep(seconds)
                 await asyncio.to_thread(redis.start)
+
+    def _may_destroy(self, seconds: float) -> bool:
+        """Whether no other fault's evidence is in one place only, as it is for `seconds` after this."""
+        if self._machines.redis is None:
+            return True
+        if self._chance.random() < DOUBLE_FAULTS:
+            self.counts["(whatever else was lost)"] += 1
+            return True
+        now = time.monotonic()
+        if now < self._evidence_at:
+            return False
+        self._evidence_at = now + seconds
+        return True
+
+    def lost_twice(self, outcome: Outcome) -> bool:
+        """Whether a call's gateway was killed under it, and Redis lost at about the same time."""
+        before, after = LOST_WITHIN_SECONDS
+        ended = outcome.began + outcome.seconds
+        return any(
+            port == outcome.port
+            and outcome.began <= killed <= ended + 1
+            and any(killed - before <= lost <= killed + after for lost in self.losses)
+            for killed, port in self.kills
+        )
 
     def _away(self) -> float:
         """Seconds: as often shorter than what makes a process dead as longer."""
@@ -243,6 +280,7 @@ async def _torment(
         provider.served,
         call_seconds_max=settings.call_seconds_max,
         holds_in_redis=settings.redis,
+        lost_twice=faults.lost_twice,
     )
     await check_machines(findings, machines)
     findings.violations += [f"the provider failed: {error}" for error in provider.errors]

@@ -1,7 +1,7 @@
 """Compares what a soak's provider served, what its clients got whole, and what the ledger says."""
 
 from collections import Counter, defaultdict
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -15,6 +15,7 @@ from tests.support.gateway import price
 from tests.support.services import pg_dsn
 
 FINAL: Final = 2
+LOST_TWICE: Final = "delivered in part, lost with gateway and Redis"
 # Answers before which nothing was asked of a provider: the gateway refused, or could not be sure.
 REFUSED: Final = (400, 401, 402, 403, 404, 429)
 
@@ -64,18 +65,20 @@ async def audit(
     call_seconds_max: float,
     holds_in_redis: bool,
     forgiven: Container[str] = (),
+    lost_twice: Callable[[Outcome], bool] = lambda _: False,
     residuals_stay: bool = False,
 ) -> Findings:
     """Everything that must hold once nothing is under way.
 
-    Of the calls in `forgiven` the ledger may know or not: a backup was restored since. With
+    Of the calls in `forgiven` the ledger may know or not: a backup was restored since. Of those
+    `lost_twice`, with their gateway and with Redis, it need not know what was delivered. With
     `residuals_stay` what estimates leave held for a while may be there still.
     """
     findings = Findings()
     connection = await asyncpg.connect(pg_dsn(url))
     try:
         words = [Word(*row) for row in await connection.fetch(WORDS)]
-        check_calls(findings, load, served, words, forgiven)
+        check_calls(findings, load, served, words, forgiven, lost_twice)
         check_words(findings, words)
         allowed = _epsilon(words) if holds_in_redis else _unheld(words, forgiven)
         await _check_database(findings, connection, load, allowed, residuals_stay=residuals_stay)
@@ -92,15 +95,21 @@ def check_calls(
     served: Mapping[str, Sequence[Served]],
     words: Sequence[Word],
     forgiven: Container[str] = (),
+    lost_twice: Callable[[Outcome], bool] = lambda _: False,
 ) -> None:
     """Every call that a client made, and none but these."""
+    findings.totals[LOST_TWICE] = 0
     by_call: dict[str, dict[str, list[Word]]] = defaultdict(lambda: defaultdict(list))
     for word in words:
         by_call[word.call][word.event_id].append(word)
     for outcome in load.outcomes:
         events = by_call.pop(outcome.plan.call, {})
         if outcome.plan.call not in forgiven:
-            check_call(findings, outcome, events, served.get(outcome.plan.call, ()))
+            known = events or not lost_twice(outcome)
+            findings.totals[LOST_TWICE] += not known
+            check_call(
+                findings, outcome, events, served.get(outcome.plan.call, ()), may_be_lost=not known
+            )
     for call in by_call:
         findings.wrong(f"the ledger knows a call that nobody made: {call!r}")
 
@@ -110,6 +119,8 @@ def check_call(
     outcome: Outcome,
     events: Mapping[str, Sequence[Word]],
     answers: Sequence[Served],
+    *,
+    may_be_lost: bool = False,
 ) -> None:
     """One call: what its client saw, the words on each of its events, what the provider did."""
     told = f"{outcome.plan.call} ({outcome.plan.kind}, {outcome.account}, {outcome.status})"
@@ -127,7 +138,7 @@ def check_call(
         expected = price(answers[-1].plan.prompt, answers[-1].completion)
         if [word.amount for word in charged] != [expected]:
             findings.wrong(f"{told} costs {expected}, charged: {last}")
-    if outcome.content and not charged:
+    if outcome.content and not charged and not may_be_lost:
         findings.wrong(f"{told} got some of its answer and has no charge: {last}")
     if outcome.status in REFUSED and any(word.amount for word in charged):
         findings.wrong(f"{told} was refused and is charged: {last}")

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from tests.faults.soak import Settings, soak
+from tests.faults.machines import Machines
+from tests.faults.soak import Faults, Settings, soak
 from tests.faults.soak_audit import Findings, Word, check_call, check_words
 from tests.faults.soak_load import Outcome, Plan, Served
 
@@ -62,3 +63,36 @@ def test_auditor_sees_entries_that_differ_from_the_last_word() -> None:
     unposted = Word("e2", 2, "c1-2", "user-1", False, PRICE, 50, "exact", "done", None)
     check_words(findings, [posted, unposted])
     assert len(findings.violations) == 3  # twice the price; beyond its hold, and nowhere
+
+
+def test_auditor_forgives_a_double_fault_what_was_delivered_and_nothing_else() -> None:
+    cut = Outcome(PLAN, "user-1", status=200, content=True)
+    findings = Findings()
+    check_call(findings, cut, {}, [], may_be_lost=True)
+    assert not findings.violations
+    check_call(findings, cut, {}, [])
+    assert len(findings.violations) == 1
+    whole = Outcome(PLAN, "user-1", status=200, ended=True, own_end=True, content=True)
+    check_call(findings, whole, {}, [Served(PLAN, 5, begun=True, whole=True)], may_be_lost=True)
+    assert len(findings.violations) == 3  # no final, and not its price
+
+
+@pytest.mark.parametrize(
+    ("began", "lost_at", "port", "forgiven"),
+    [
+        (99.0, 101.0, 1, True),
+        (99.0, 95.0, 1, True),  # not yet told anew of the holds
+        (99.0, 93.0, 1, False),
+        (99.0, 113.0, 1, False),  # estimated long ago
+        (99.0, 101.0, 2, False),  # by another gateway
+        (100.5, 101.0, 1, False),  # after the kill
+    ],
+)
+def test_a_double_fault_is_a_kill_and_a_loss_at_about_the_same_time(
+    began: float, lost_at: float, port: int, forgiven: bool
+) -> None:
+    faults = Faults(Machines(None, None, [], []), seed=1)  # type: ignore[arg-type]
+    faults.kills.append((100.0, 1))
+    faults.losses.append(lost_at)
+    outcome = Outcome(PLAN, "user-1", status=200, content=True, port=port, began=began, seconds=2)
+    assert faults.lost_twice(outcome) == forgiven
