@@ -38,11 +38,12 @@ from billing.context import BillingContext, encode_context
 from billing.db.hot import HotDatabase
 from billing.db.pages import read_page
 from billing.db.session import Database
-from billing.db.tables import corrections, ledger_entries, orders, outbox, usage
+from billing.db.tables import corrections, ledger_entries, orders, outbox, quarantine, usage
 from billing.events import Revision
 from billing.failpoints import reach
 from billing.holds import Granted, HoldRequest, HoldStore, Refused
 from billing.lists import Page, PageRequest
+from billing.settlement.late_finals import complete_before, oldest_late_final
 from billing.shop.fields import KEY_MAX, Fields
 from billing.shop.orders import OrderStatus, UnknownOrderError
 from billing.shop.postings import OnPosted, post_one
@@ -169,7 +170,7 @@ class Corrections:
         on_posted: OnPosted | None = None,
         call_seconds_max: float = 3600,
     ) -> None:
-        """`call_seconds_max`: after so long no final of an estimated call comes any more."""
+        """`call_seconds_max`: how long a call may run, and so how late its final may be made."""
         self._database = database
         self._hot = hot
         self._holds = holds
@@ -419,11 +420,18 @@ class Corrections:
     async def _refuse_if_final_may_come(
         self, connection: AsyncConnection, charge_id: str, now_ms: int
     ) -> None:
-        recent = exists().where(
-            usage.c.event_id == charge_id, usage.c.started_at > now_ms - self._call_ms_max
-        )
+        """Given back first and then corrected downwards, a call would give back more than it took."""
+        since = now_ms - self._call_ms_max + 1
+        if connection.dialect.name == "postgresql":
+            # It may lie in the spool of a process that cannot reach the database, or is dead.
+            given_up = oldest_late_final(now_ms, self._call_ms_max)
+            since = max(await complete_before(connection), given_up)
+        recent = exists().where(usage.c.event_id == charge_id, usage.c.started_at >= since)
         waits = exists().where(outbox.c.event_id == charge_id)
-        if await connection.scalar(select(or_(recent, waits))):
+        aside = exists().where(
+            quarantine.c.event_id == charge_id, quarantine.c.resolved_at.is_(None)
+        )
+        if await connection.scalar(select(or_(recent, waits, aside))):
             raise ChargeNotFinalError("charged by estimate, and the final word may still come")
 
 

@@ -387,6 +387,19 @@ _R8_RECENT: Final = """
     UNION ALL
     SELECT event_id, 'promised, but not posted' FROM corrections
     WHERE posted_at IS NULL AND created_at < :stale_before
+    UNION ALL
+    SELECT id, 'refunded ' || given || ', charged ' || charged FROM (
+        SELECT c.ref_id AS id, c.given, -COALESCE((SELECT SUM(e.amount) FROM ledger_entries e
+            WHERE e.status = 'applied' AND (e.event_id = c.ref_id OR (
+                e.event_id > c.ref_id || ':' AND e.event_id < c.ref_id || ';'))), 0) AS charged
+        FROM (SELECT ref_id, SUM(amount) AS given FROM corrections
+            WHERE kind = 'charge_refund' GROUP BY ref_id) AS c) AS refunds
+    WHERE given > charged
+    UNION ALL
+    SELECT o.order_id, 'refunded ' || c.taken || ', credited ' || o.credit_amount
+    FROM orders o JOIN (SELECT ref_id, -SUM(amount) AS taken FROM corrections
+        WHERE kind = 'order_refund' GROUP BY ref_id) AS c ON c.ref_id = o.order_id
+    WHERE c.taken > o.credit_amount
 """
 
 _R8_FULL: Final = f"""
