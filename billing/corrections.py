@@ -313,9 +313,10 @@ class Corrections:
             try:
                 await post_one(self._hot, _entry(correction), self._on_posted)
             except (EntryRefusedError, EntryConflictError):
-                # It never will be: it must not count as refunded.
-                await self._forget(correction)
+                # It never will be: it must not count as refunded. The hold goes first, for without
+                # its row nobody would know whose it is.
                 await self._release(correction)
+                await self._forget(correction)
                 raise
             reach("correction_posted")
             await self._release(correction)
@@ -345,6 +346,7 @@ class Corrections:
                 context=encode_context(_context(correction, correction.hold_id)),
                 process=self._process(),
                 started_at=self._now_ms(),
+                while_suspended=True,
             )
         )
         if correction.amount is not None:
@@ -352,9 +354,6 @@ class Corrections:
         match answer:
             case Granted(amount):
                 taken = amount
-            case Refused(reason="suspended", balance=balance, held=held):
-                # Nobody is admitted meanwhile: what no call holds is still there when it is posted.
-                taken = max(0, min(-correction.wanted, balance - held))
             case Refused():
                 taken = 0
             case _:

@@ -40,9 +40,11 @@ class Credit:
         self.suspended = bool(suspended)
         self.changed = False
 
-    def grant(self, minimum: int, wanted: int) -> Granted | Refused:
+    def grant(
+        self, minimum: int, wanted: int, *, while_suspended: bool = False
+    ) -> Granted | Refused:
         """Hold min(wanted, balance - held) if that is at least the minimum."""
-        if self.suspended:
+        if self.suspended and not while_suspended:
             return self._refused("suspended", minimum)
         available = self.balance - self.held
         if available < minimum:
@@ -78,7 +80,9 @@ class Grants:
                 self.answers.append(Granted(amount))
                 continue
             credit = self._credits.setdefault(request.account, Credit(0, 0, 0))
-            answer = credit.grant(request.minimum, request.wanted)
+            answer = credit.grant(
+                request.minimum, request.wanted, while_suspended=request.while_suspended
+            )
             self.answers.append(answer)
             if isinstance(answer, Granted):
                 self.holds.append(rows.hold_row(request, answer.amount))

@@ -377,6 +377,7 @@ async def _compared(
 _ORPHANS: Final = (
     "SELECT hold_id, account, amount, progress, context FROM holds h WHERE process <> $1"  # noqa: S608
     " AND hold_id > $2 AND NOT EXISTS (SELECT 1 FROM usage u WHERE u.event_id = h.hold_id)"
+    " AND NOT EXISTS (SELECT 1 FROM corrections c WHERE c.hold_id = h.hold_id)"
     f" ORDER BY hold_id LIMIT {ADOPT_AT_ONCE}"
 )
 _LOWER: Final = (

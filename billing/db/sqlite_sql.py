@@ -240,10 +240,12 @@ def adopt_orphans(connection: sqlite3.Connection, process: str, now: int) -> int
     """Charge the holds of every other process, as far as nothing is recorded, at their progress.
 
     Whoever calls this knows that those processes are gone. The estimate's settlement drops the hold.
+    Holds of corrections are no calls': these are resumed.
     """
     orphans = connection.execute(
         "SELECT hold_id, account, amount, progress, context FROM holds"
-        " WHERE process <> ? AND NOT EXISTS (SELECT 1 FROM usage WHERE event_id = hold_id)",
+        " WHERE process <> ? AND NOT EXISTS (SELECT 1 FROM usage WHERE event_id = hold_id)"
+        " AND NOT EXISTS (SELECT 1 FROM corrections c WHERE c.hold_id = holds.hold_id)",
         (process,),
     ).fetchall()
     for hold_id, account, amount, progress, context in orphans:

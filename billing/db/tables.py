@@ -485,6 +485,13 @@ corrections = Table(
         sqlite_where=text("ref_id IS NOT NULL"),
         postgresql_where=text("ref_id IS NOT NULL"),
     ),
+    # Whose a hold is that no living process answers for.
+    Index(
+        "ix_corrections_hold_id",
+        "hold_id",
+        sqlite_where=text("hold_id IS NOT NULL"),
+        postgresql_where=text("hold_id IS NOT NULL"),
+    ),
     Index(
         "ix_corrections_unposted",
         "event_id",

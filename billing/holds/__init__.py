@@ -18,6 +18,7 @@ class HoldRequest(msgspec.Struct, frozen=True, kw_only=True):
     context: bytes  # billing.context.encode_context
     process: str  # the gateway process that owns the call
     started_at: int  # milliseconds since the epoch
+    while_suspended: bool = False  # an administrator's debit: a suspended account pays it too
 
 
 class Granted(msgspec.Struct, frozen=True):

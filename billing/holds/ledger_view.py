@@ -19,7 +19,16 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing.db.session import Database
-from billing.db.tables import accounts, ledger_entries, meta, outbox, processes, quarantine, usage
+from billing.db.tables import (
+    accounts,
+    corrections,
+    ledger_entries,
+    meta,
+    outbox,
+    processes,
+    quarantine,
+    usage,
+)
 from billing.events import ChargeEvent, Revision
 from billing.holds import Applied
 from billing.ledger import FINAL_SUFFIX
@@ -122,7 +131,7 @@ class LedgerView(Protocol):
         ...
 
     async def recorded(self, ids: Collection[str]) -> frozenset[str]:
-        """Which of these calls have a charge or a cancellation recorded."""
+        """Which of these calls have a charge or a cancellation recorded, or are corrections."""
         ...
 
     async def verdicts(
@@ -244,6 +253,8 @@ class SqlLedgerView:
             for some in _groups(sorted(ids)):
                 rows = select(usage.c.event_id).where(usage.c.event_id.in_(some))
                 found.update((await connection.scalars(rows)).all())
+                promised = select(corrections.c.hold_id).where(corrections.c.hold_id.in_(some))
+                found.update((await connection.scalars(promised)).all())
         return frozenset(found)
 
     async def verdicts(
@@ -417,6 +428,10 @@ async def _judge(
     said: dict[str, dict[int, tuple[bool, int, int, int]]] = {}
     for event_id, revision, cancelled, amount, ceiling, started_at in rows:
         said.setdefault(event_id, {})[revision] = (cancelled, amount, ceiling, started_at)
+    done = select(corrections.c.hold_id).where(
+        corrections.c.hold_id.in_(ids), corrections.c.posted_at.is_not(None)
+    )
+    finals.extend((await connection.scalars(done)).all())
     posted = await _posted(connection, said)
     stuck = await _stuck(connection, list(said))
     for event_id, words in said.items():

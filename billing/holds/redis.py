@@ -206,7 +206,7 @@ class RedisHoldStore:
             raise GuardUnavailableError("this process is registered as one that holds nothing")
         epoch, connection = self._recovery.word, self._line.connection
         try:
-            if epoch is None or connection is None or request.account in self._recovery.suspended:
+            if epoch is None or connection is None or self._may_not_begin(request):
                 return await self._reserve_patiently(request)
             reply = await connection.send_packed(_pack(_reserve_words(request, epoch)))
             if type(reply) is int and reply >= 0:
@@ -239,7 +239,7 @@ class RedisHoldStore:
         if not reply:
             return Refused(reason="insufficient", balance=0, held=0, needed=new_total)
         more = new_total - hold.amount
-        return self._refused(hold.account, numbers_of(reply), more)
+        return self._refused(numbers_of(reply), more, suspended=bool(suspended))
 
     async def heartbeat(self, beats: list[HoldBeat]) -> None:
         """Note the progress of running calls; one script for each account, all in one write."""
@@ -419,7 +419,7 @@ class RedisHoldStore:
 
     async def _reserve_patiently(self, request: HoldRequest) -> Granted | Refused:
         account = request.account
-        suspended = account in self._recovery.suspended
+        suspended = self._may_not_begin(request)
         least = MAX_EXACT if suspended else min(request.minimum, MAX_EXACT)
         words: Words = (
             request.hold_id,
@@ -441,11 +441,15 @@ class RedisHoldStore:
         balance_and_held = numbers_of(reply)
         if reply is None and request.minimum <= 0 and not suspended:
             return Granted(0)  # no account, and nothing to hold
-        return self._refused(account, balance_and_held, request.minimum)
+        return self._refused(balance_and_held, request.minimum, suspended=suspended)
 
-    def _refused(self, account: str, balance_and_held: tuple[int, int], needed: int) -> Refused:
+    def _may_not_begin(self, request: HoldRequest) -> bool:
+        return request.account in self._recovery.suspended and not request.while_suspended
+
+    @staticmethod
+    def _refused(balance_and_held: tuple[int, int], needed: int, *, suspended: bool) -> Refused:
         balance, held = balance_and_held
-        if account in self._recovery.suspended:
+        if suspended:
             return Refused(reason="suspended", balance=balance, held=held, needed=needed)
         if balance >= needed:
             return Refused(reason="held", balance=balance, held=held, needed=needed)
@@ -700,7 +704,7 @@ class RedisHoldStore:
         known = self._mine.get(request.hold_id)
         if known is not None:
             return Granted(known.amount)
-        if amount < request.minimum or account in self._recovery.suspended or not self._allow:
+        if amount < request.minimum or self._may_not_begin(request) or not self._allow:
             self._drop(account, request.hold_id, DROP_AGAIN_SECONDS)
             raise GuardUnavailableError(str(error)) from error
         self._allowed[account] = used + amount

@@ -19,7 +19,7 @@ from billing.context import BillingContext, decode_context
 from billing.db import rows
 from billing.db.hot import EventConflictError
 from billing.db.session import Database
-from billing.db.tables import accounts, holds, outbox, processes, quarantine, usage
+from billing.db.tables import accounts, corrections, holds, outbox, processes, quarantine, usage
 from billing.events import (
     ChargeEvent,
     Finish,
@@ -141,6 +141,7 @@ class _Call(msgspec.Struct, frozen=True, kw_only=True):
     released: bool
     waiting: bool
     quarantined: bool
+    corrects: bool  # it is no call: a correction holds it
 
 
 class Desk:
@@ -371,6 +372,8 @@ def _why_not(call: _Call, *, process: str, alive: bool) -> str:
     """Why a hold cannot be released; "" if it can."""
     if call.waiting:
         return "its charge waits to be settled, and that releases it"
+    if call.corrects:
+        return "a correction holds it, and lets go of it once it is posted: that comes by itself"
     if call.quarantined:
         return "its charge is in quarantine: replay or discard that"
     if alive and Revision.FINAL not in call.revisions:
@@ -392,11 +395,13 @@ async def _call(connection: AsyncConnection, event_id: str) -> _Call:
         .where(quarantine.c.event_id == event_id, quarantine.c.resolved_at.is_(None))
         .limit(1)
     )
+    corrects = select(corrections.c.event_id).where(corrections.c.hold_id == event_id).limit(1)
     return _Call(
         revisions=tuple(row.revision for row in said),
         released=any(row.cancelled and row.reason == RELEASED for row in said),
         waiting=await connection.scalar(waits) is not None,
         quarantined=await connection.scalar(aside) is not None,
+        corrects=await connection.scalar(corrects) is not None,
     )
 
 

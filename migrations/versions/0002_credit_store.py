@@ -133,6 +133,14 @@ def upgrade() -> None:
         postgresql_where=sa.text("ref_id IS NOT NULL"),
     )
     op.create_index(
+        "ix_corrections_hold_id",
+        "corrections",
+        ["hold_id"],
+        unique=False,
+        sqlite_where=sa.text("hold_id IS NOT NULL"),
+        postgresql_where=sa.text("hold_id IS NOT NULL"),
+    )
+    op.create_index(
         "ix_corrections_unposted",
         "corrections",
         ["event_id"],

@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from billing.accounts import EntryRefusedError
+from billing.accounts import EntryConflictError, EntryRefusedError
 from billing.corrections import (
     Adjustment,
     ChargeNotFinalError,
@@ -27,6 +27,7 @@ from billing.holds import Granted, GuardUnavailableError, HoldRequest, Refused
 from billing.holds.database import DatabaseHoldStore
 from billing.ledger import AMOUNT_MAX, label_in
 from billing.lists import PageRequest
+from billing.settlement.orphans import DatabaseOrphans
 from billing.shop.fields import InvalidFieldsError
 from billing.shop.orders import UnknownOrderError
 from tests.support.money import T0, Place, charge, estimate, hold, migrated, purchase
@@ -381,6 +382,40 @@ async def test_an_order_refund_of_a_suspended_account(shop: Shop) -> None:
     assert (account.balance, account.held) == (30, 30)
 
 
+async def test_order_refunds_of_a_suspended_account_at_once(place: Place) -> None:
+    """100 there, of which a call holds 30; 20 refunds of 9 fight for 70: seven and a part of one."""
+    async with open_shop(place) as shop:
+        order = await shop.bought(1_000)
+        await adjust(shop, -900)
+        await shop.hot.reserve(hold(shop.new_id(), account="ada", minimum=30, wanted=30))
+        await shop.accounts.suspend("ada", "fraud", actor=ADMIN)
+        async with many_shops(place, 10) as shops:
+            done = await asyncio.gather(
+                *(take_back(each, order.order_id, 9) for each in shops * 2), return_exceptions=True
+            )
+        assert {type(each) for each in done} == {CorrectionDone, CreditSpentError}
+        account = await shop.account()
+        assert (account.balance, account.held, account.total_refunded) == (30, 30, 70)
+
+
+async def test_what_a_suspended_account_owes_is_held_until_it_is_posted(shop: Shop) -> None:
+    """Suspended no more meanwhile, it has nothing that a call could hold."""
+    order = await shop.bought(100)
+    await shop.accounts.suspend("ada", "fraud", actor=ADMIN)
+    hooks["correction_held"] = end
+    try:
+        with pytest.raises(Gone):
+            await take_back(shop, order.order_id, key="k1")
+    finally:
+        hooks.clear()
+    await shop.accounts.unsuspend("ada", actor=ADMIN)
+    answer = await shop.hot.reserve(hold(shop.new_id(), account="ada", minimum=1, wanted=1))
+    assert isinstance(answer, Refused)
+    assert await shop.corrections.resume() == 1
+    account = await shop.account()
+    assert (account.balance, account.held) == (0, 0)
+
+
 async def test_only_a_credited_order_is_refunded(shop: Shop) -> None:
     order = await shop.order(await shop.product())
     with pytest.raises(OrderNotCreditedError, match="pending"):
@@ -580,6 +615,44 @@ async def test_a_killed_process_leaves_a_correction_to_be_resumed(
         account = await shop.account()
         assert (account.balance, account.held) == (150 if act == "adjust" else 0, 0)
         assert await shop.wrong() == []
+
+
+@pytest.mark.parametrize("point", ["correction_held", "correction_posted"])
+async def test_what_holds_for_a_correction_is_taken_for_no_call(shop: Shop, point: str) -> None:
+    """Its process dies, and is swept before the correction is resumed: nobody called anything."""
+    order = await shop.bought(100)
+    hooks[point] = end
+    try:
+        with pytest.raises(Gone):
+            await take_back(shop, order.order_id, key="k1")
+    finally:
+        hooks.clear()
+    assert await DatabaseOrphans(shop.database).held_by_others(frozenset(), 10) == []
+    assert await shop.hot.adopt_orphans("another process", shop.now) == 0
+    await shop.hot.settle_pending(10)
+    assert await shop.rows("SELECT * FROM usage") == []
+    assert await shop.corrections.resume() == 1
+    account = await shop.account()
+    assert (account.balance, account.held, account.seq) == (0, 0, 2)
+
+
+async def test_a_correction_that_is_refused_gives_its_hold_back_first(place: Place) -> None:
+    """Else a hold would be left that belongs to nothing."""
+
+    class Dying(DatabaseHoldStore):
+        async def release(self, account: str, hold_id: str) -> None:
+            raise GuardUnavailableError
+
+    async with open_shop(place, check=False) as shop:
+        await shop.hot.post([purchase(100, account="ada", event_id="adjustment:k1")])
+        shop.corrections = shop.corrections_with(Dying(shop.hot))
+        with pytest.raises(GuardUnavailableError):
+            await adjust(shop, -1, "k1")
+        shop.corrections = shop.corrections_with(shop.holds)
+        with pytest.raises(EntryConflictError):
+            await adjust(shop, -1, "k1")
+        assert await shop.rows("SELECT * FROM corrections") == []
+        assert await shop.rows("SELECT * FROM holds") == []
 
 
 # --- lists and R8 -------------------------------------------------------------------------------

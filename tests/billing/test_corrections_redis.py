@@ -134,5 +134,51 @@ async def test_a_hold_waits_for_redis_to_hear_of_its_debit(
         await check(money)
 
 
+@pytest.mark.parametrize("point", ["correction_held", "correction_posted"])
+async def test_what_holds_for_a_correction_is_taken_for_no_call(
+    redis: RedisServer, tmp_path: Path, point: str
+) -> None:
+    """Its process dies; a sweeper comes by; once it is posted, Redis lets go of its hold by itself."""
+    async with guards(redis, tmp_path, stores=2) as money:
+        await money.buy(1_000)
+        hooks[point] = end
+        try:
+            with pytest.raises(Gone):
+                await take(corrections(money, money.store.refresh), 300)
+        finally:
+            hooks.clear()
+        (correction_hold,) = await held(redis)
+        other = money.stores[1]
+        assert await other.held_by_others(frozenset(), 10) == []
+        money.now += 6_000
+        assert await other.resend() == 0
+        assert await held(redis) == {correction_hold: 300}
+        await money.execute("UPDATE corrections SET posted_at = 1")
+        assert await other.resend() == 1
+        assert await held(redis) == {}
+
+
+async def test_a_suspended_account_pays_what_is_taken_back(
+    redis: RedisServer, tmp_path: Path
+) -> None:
+    """And holds it meanwhile, like any other."""
+    async with guards(redis, tmp_path) as money:
+        await money.buy(1_000)
+        await money.execute("UPDATE accounts SET suspended = TRUE")
+        money.store._recovery.suspended = await money.ledger.suspended()
+        refused = await money.store.reserve(hold(new_id(), minimum=1, wanted=1))
+        assert isinstance(refused, Refused)
+        hooks["correction_held"] = end
+        try:
+            with pytest.raises(Gone):
+                await take(corrections(money, money.store.refresh), 300)
+        finally:
+            hooks.clear()
+        assert list((await held(redis)).values()) == [300]
+        assert await corrections(money, money.store.refresh).resume() == 1
+        assert await held(redis) == {}
+        await check(money)
+
+
 async def held_or_none(server: RedisServer) -> dict[str, int]:
     return await held(server) if await server.ask("DBSIZE") else {}

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from itertools import count
 from pathlib import Path
 
-from sqlalchemy import insert, update
+from sqlalchemy import insert, text, update
 
 from billing.db.engine import hot_database
 from billing.db.hot import HotDatabase
@@ -72,6 +72,11 @@ class Guards:
         """The process is gone, and what it knew with it."""
         await store.close()
         self.stores.remove(store)
+
+    async def execute(self, statement: str) -> None:
+        """Change the database."""
+        async with self.database.write() as connection:
+            await connection.execute(text(statement))
 
     async def buy(self, amount: int, *, account: str = "alice") -> None:
         results = await self.hot.post([purchase(amount, account=account)])

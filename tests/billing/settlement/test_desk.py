@@ -318,6 +318,21 @@ async def test_hold_that_was_left_over_goes_without_a_charge(books: Books) -> No
     assert await books.wrong() == {}
 
 
+async def test_hold_of_a_correction_is_no_call_to_be_released(books: Books) -> None:
+    """Cancelled like a call it would be counted as one, and the correction would go on without it."""
+    await books.open_account()
+    hold_id = new_id()
+    await books.hot.reserve(hold(hold_id))
+    await books.change(
+        "INSERT INTO corrections (event_id, kind, account, wanted, amount, hold_id, reason, actor,"
+        f" created_at) VALUES ('adjustment:k', 'adjustment', 'alice', -100, -100, '{hold_id}', 'r',"
+        " 'eve', 1)"
+    )
+    with pytest.raises(ActRefusedError, match="a correction holds it"):
+        await books.desk.release_hold(hold_id, REASON, actor="eve")
+    assert await held(books) == (100, 1)
+
+
 async def test_owner_that_speaks_after_a_release_goes_to_quarantine(books: Books) -> None:
     await books.open_account()
     event_id = new_id()
