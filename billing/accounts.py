@@ -32,6 +32,11 @@ GRANT_SOURCE: Final = "manual"
 # No slash, percent sign or leading dot: an id is part of an address.
 _ACCOUNT_ID: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._:@|+=~-]{0,63}")
 
+# What the store posts begins like this, what is posted about a call ends like this.
+_OTHERS_ID: Final = re.compile(
+    r"(?:credit-order|reward|adjustment|refund|order-refund):|.*:final$|.*:rerate:"
+)
+
 
 def is_account_id(text: str) -> bool:
     """Whether a text can name an account: see ACCOUNT_ID_RULE."""
@@ -103,7 +108,10 @@ EVERY_ENTRY: Final = EntryFilter()
 
 
 class Grant(msgspec.Struct, frozen=True, kw_only=True):
-    """Credit given by hand; the same event id is the same grant, however often it is asked for."""
+    """Credit given by hand; the same event id is the same grant, however often it is asked for.
+
+    Neither its event id nor its source may be of those that something else posts.
+    """
 
     event_id: str
     account: str
@@ -235,14 +243,8 @@ class Accounts:
         with the same event id). The audit row is written first: an attempt that then fails is
         worth noting, a grant that nobody noted is not acceptable.
         """
-        if not is_account_id(grant.account):
-            raise EntryRefusedError(
-                ledger.EntryRefused(field="account", message=f"account must be {ACCOUNT_ID_RULE}")
-            )
-        if grant.amount <= 0:
-            raise EntryRefusedError(
-                ledger.EntryRefused(field="amount", message="a grant must be above 0")
-            )
+        if (refusal := _refusal(grant)) is not None:
+            raise EntryRefusedError(refusal)
         now_ms = self._now_ms()
         async with self._database.write() as connection:
             detail: dict[str, str | int | bool | None] = {
@@ -354,6 +356,22 @@ async def entries_of_call(
     )
     rows = (await connection.execute(wanted.order_by(table.c.posted_at, table.c.account_seq))).all()
     return tuple(_transaction(row) for row in rows)
+
+
+def _refusal(grant: Grant) -> ledger.EntryRefused | None:
+    """Why it is no grant, whatever the ledger holds."""
+    if not is_account_id(grant.account):
+        return ledger.EntryRefused(field="account", message=f"account must be {ACCOUNT_ID_RULE}")
+    if grant.amount <= 0:
+        return ledger.EntryRefused(field="amount", message="a grant must be above 0")
+    if _OTHERS_ID.match(grant.event_id.strip()):
+        # Whoever posts under it later would meet a conflict: a paid order without its credit.
+        message = "event_id is one of those of orders, rewards, corrections or calls"
+        return ledger.EntryRefused(field="event_id", message=message)
+    if grant.source.strip().lower() in ledger.SOURCES_OF_THEIR_OWN:
+        message = f"source {grant.source.strip()} is for what no grant is: its total is another"
+        return ledger.EntryRefused(field="source", message=message)
+    return None
 
 
 def _account_columns() -> Select[*tuple[object, ...]]:

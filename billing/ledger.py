@@ -47,6 +47,7 @@ _TOTAL_OF_SOURCE: Final[dict[str, TotalName]] = {
     "expiry": "expired",
     "adjustment": "adjusted",
 }
+SOURCES_OF_THEIR_OWN: Final = frozenset(_TOTAL_OF_SOURCE)
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True):

@@ -3,6 +3,7 @@
 import asyncio
 
 import asyncpg
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -260,6 +261,19 @@ async def test_event_id_with_other_content_conflicts(
         (_grant(event_id=" "), "event_id"),
         (_grant(account="a b"), "account"),
         (_grant(account=""), "account"),
+        # Taken by a grant, they could never be posted by those whose they are.
+        (_grant(event_id="credit-order:o:paid"), "event_id"),
+        (_grant(event_id=" reward:forum_like:7:eve"), "event_id"),
+        (_grant(event_id="adjustment:k"), "event_id"),
+        (_grant(event_id="refund:c:k"), "event_id"),
+        (_grant(event_id="order-refund:o:k"), "event_id"),
+        (_grant(event_id="01900000-0000-7000-8000-000000000001:final"), "event_id"),
+        (_grant(event_id="01900000-0000-7000-8000-000000000001:rerate:r"), "event_id"),
+        # Their totals mean something else: given as a charge, credit would be consumption undone.
+        *(
+            (msgspec.structs.replace(_grant(), source=source), "source")
+            for source in ("charge", "refund", "expiry", "adjustment", " Charge ")
+        ),
     ],
 )
 async def test_grant_is_refused_by_field(plane: Control, grant: Grant, field: str) -> None:

@@ -86,6 +86,8 @@ async def test_grants_without_an_id_are_separate(api: Api) -> None:
         {"source": "Manual!"},
         {"amount": 1},
         {"event_id": "x" * 201},
+        {"event_id": "credit-order:o:paid"},
+        {"source": "charge"},
     ],
 )
 async def test_wrong_grant_is_400_and_posts_nothing(api: Api, wrong: dict[str, object]) -> None:
