@@ -55,7 +55,12 @@ def counted_tokens(request: TakeRequest) -> int:
 
 
 def refill(level: Level, limit: int, now: int) -> Level:
-    """The level at a later moment. A clock that goes back adds nothing, and takes nothing away."""
+    """The level at a later moment. A clock that goes back adds nothing, and takes nothing away.
+
+    Back by more than a minute it was set: nobody waits until it shows again what it showed then.
+    """
+    if level.at > now + PARTS:
+        return Level(limit * PARTS, now)
     at = max(now, level.at)
     return Level(min(limit * PARTS, level.parts + (at - level.at) * limit), at)
 

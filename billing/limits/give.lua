@@ -17,6 +17,7 @@ local function move(name, level, at, limit, amount)
   local full = limit * 60000
   at = tonumber(at) or now
   level = math.min(tonumber(level) or full, full)
+  if at > now + 60000 then level, at = full, now end
   local elapsed = math.max(0, now - at)
   if elapsed >= math.ceil((full - level) / limit) then level = full else level = level + elapsed * limit end
   level = math.max(-1e15, math.min(level + amount * 60000, full))

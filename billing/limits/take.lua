@@ -14,6 +14,7 @@ local function refill(level, at, limit)
   local full = limit * 60000
   if not level then return full, now end
   level, at = math.min(tonumber(level), full), tonumber(at)
+  if at > now + 60000 then return full, now end
   local elapsed = math.max(0, now - at)
   -- Where the product may not be exact, the bucket is full.
   if elapsed >= math.ceil((full - level) / limit) then level = full else level = level + elapsed * limit end

@@ -11,6 +11,7 @@ from billing.limits.bucket import (
     FULL,
     LIMIT_MAX,
     PARTS,
+    PARTS_MAX,
     Level,
     Levels,
     counted_tokens,
@@ -138,6 +139,13 @@ def test_a_lowered_limit_holds_at_once_and_a_clock_that_goes_back_adds_nothing()
     low = Level(0, T0)
     assert refill(low, 60, T0 - 5_000) == low
     assert refill(refill(low, 60, T0 - 5_000), 60, T0 + 1_000) == Level(60_000, T0 + 1_000)
+
+
+def test_a_level_of_more_than_a_minute_ahead_is_of_another_clock() -> None:
+    """A key does not wait for a clock that was set back to catch up; a full bucket is all it gains."""
+    for level in (Level(0, T0), Level(-PARTS_MAX, T0)):
+        assert refill(level, 60, T0 - 60_000) == level
+        assert refill(level, 60, T0 - 60_001) == Level(60 * PARTS, T0 - 60_001)
 
 
 def test_limits_beyond_what_lua_can_count_are_counted_as_the_most_it_can() -> None:
