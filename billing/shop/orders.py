@@ -143,7 +143,7 @@ class TransitionRefusedError(Exception):
 
 
 class PaymentMismatchError(Exception):
-    """What was paid is not what the order costs."""
+    """What was paid is not what the order costs, or it is another payment than that of before."""
 
 
 def credit_event_id(order_id: str) -> str:
@@ -220,8 +220,10 @@ class Orders:
             repeated = order.status is OrderStatus.CREDITED
             if order.status is OrderStatus.CANCELLED:
                 raise TransitionRefusedError(order.status, OrderStatus.PAID)
-            if order.status is OrderStatus.PENDING:
-                _check_amount(order, payment)
+            _check_amount(order, payment)
+            if order.status is not OrderStatus.PENDING:
+                _check_same(order, payment)
+            else:
                 order = await self._move(
                     connection,
                     order,
@@ -397,6 +399,14 @@ def _check_amount(order: Order, payment: Payment) -> None:
     if (amount, currency) != (order.amount_cent, order.currency):
         paid = price_text(amount, currency)
         raise PaymentMismatchError(f"paid was {paid}, the order costs {order.price_text}")
+
+
+def _check_same(order: Order, payment: Payment) -> None:
+    """Of an order that is paid: a second payment has to be given back, not to be taken for the first."""
+    given = payment.payment_ref.strip()
+    if given and given != order.payment_ref:
+        before = f"as {order.payment_ref}" if order.payment_ref else "without a reference"
+        raise PaymentMismatchError(f"the order was paid before, {before}")
 
 
 def _digest(new: NewOrder) -> str:

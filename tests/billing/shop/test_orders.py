@@ -288,13 +288,26 @@ async def test_paying_twice_credits_once(shop: Shop) -> None:
     order = await shop.order(await shop.product())
     first = await shop.orders.pay(order.order_id, Payment(payment_ref="one"), paid_by="eve")
     shop.now += 5
-    again = await shop.orders.pay(order.order_id, Payment(payment_ref="two"), paid_by="bob")
-    assert again.repeated
-    assert again.order == first.order
-    assert again.order.payment_ref == "one"
+    for payment in (Payment(payment_ref=" one "), Payment(), Payment(amount_cent=990)):
+        again = await shop.orders.pay(order.order_id, payment, paid_by="bob")
+        assert again.repeated
+        assert again.order == first.order
     assert (await shop.account()).balance == 10 * CREDIT
     pays = await shop.rows("SELECT actor FROM admin_audit WHERE action = 'order.pay'")
     assert pays == [("eve",)]
+
+
+@pytest.mark.parametrize("first", ["one", ""])
+async def test_a_second_payment_of_an_order_is_not_swallowed(shop: Shop, first: str) -> None:
+    """Somebody paid twice: one credit, and whoever confirms the second payment hears of it."""
+    order = await shop.order(await shop.product())
+    await shop.orders.pay(order.order_id, Payment(payment_ref=first), paid_by="eve")
+    with pytest.raises(PaymentMismatchError, match="was paid before"):
+        await shop.orders.pay(order.order_id, Payment(payment_ref="two"), paid_by="bob")
+    with pytest.raises(PaymentMismatchError, match="the order costs"):
+        await shop.orders.pay(order.order_id, Payment(amount_cent=1), paid_by="bob")
+    assert (await shop.orders.get(order.order_id)).payment_ref == (first or None)
+    assert (await shop.account()).balance == 10 * CREDIT
 
 
 @pytest.mark.parametrize(
