@@ -1,5 +1,6 @@
 """One call explained: what was used, which rule priced it and why, what the ledger says."""
 
+import asyncio
 from collections.abc import Iterable
 from decimal import Context, Decimal, Inexact, InvalidOperation
 from enum import StrEnum
@@ -32,6 +33,9 @@ class Settlement(StrEnum):
     QUARANTINED = "quarantined"  # a person has to look at it; the hold stays
 
 
+CONSIDERED_MAX: Final = 50  # rules; of a book of thousands most differ in the model alone
+
+
 class OpenHold(msgspec.Struct, frozen=True, kw_only=True):
     """Credit that is still set aside for the call (micro-credits)."""
 
@@ -43,12 +47,15 @@ class OpenHold(msgspec.Struct, frozen=True, kw_only=True):
 class Pricing(msgspec.Struct, frozen=True, kw_only=True):
     """How the amount came about, computed again from the book of then."""
 
-    rule: Rule | None
-    considered: tuple[Candidate, ...]
+    rule: Rule
+    considered: tuple[Candidate, ...]  # the winner first, at most CONSIDERED_MAX
+    considered_left_out: int
     lines: tuple[Line, ...]
     exact: str  # micro-credits before rounding, a decimal
     computed: int  # micro-credits, rounded up once
     rounding: str  # computed - exact
+    from_input_tokens: int  # where the tier begins whose prices held; 0: none did
+    factors: Factors  # of the hour and the service tier
 
 
 class ExplainedCharge(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,6 +71,7 @@ class ExplainedCharge(msgspec.Struct, frozen=True, kw_only=True):
     usage_source: str | None = None
     amount: int | None = None  # micro-credits
     ceiling: int | None = None
+    provider_cost: str | None = None  # a decimal, in the provider's own money; None: not told
     reason: str | None = None
     finished_at: int | None = None
     pricing: Pricing | None = None
@@ -103,6 +111,7 @@ async def explain_charge(
         usage_source=row.usage_source,
         amount=row.amount,
         ceiling=row.ceiling,
+        provider_cost=_provider_cost(row.raw_usage),
         reason=row.reason,
         finished_at=row.finished_at,
         pricing=await _pricing(books, context, usage, row.amount),
@@ -140,21 +149,70 @@ async def _pricing(
     except UnknownBookError:
         return None
     rule = next((rule for rule in book.rules if rule.id == context.rule), None)
-    candidates = explain(
-        book, context.scene, context.provider, context.model_sent, context.started_at
-    )
     if rule is None:
         return None
-    charge = breakdown(rule, usage, factors=_factors(rule, context.started_at, usage, amount))
+    # A thread, for it looks at every rule, of which a book may have twenty thousand.
+    candidates = await asyncio.to_thread(
+        explain, book, context.scene, context.provider, context.model_sent, context.started_at
+    )
+    candidates = _by_relevance(candidates, rule)
+    factors = _factors(rule, context.started_at, usage, amount)
+    charge = breakdown(rule, usage, factors=factors)
     exact = sum_exactly(line.micro_credits for line in charge.lines)
     return Pricing(
         rule=rule,
-        considered=tuple(candidates),
+        considered=tuple(candidates[:CONSIDERED_MAX]),
+        considered_left_out=max(0, len(candidates) - CONSIDERED_MAX),
         lines=charge.lines,
         exact=_plain(exact),
         computed=charge.amount,
         rounding=_plain(_EXACT.subtract(Decimal(charge.amount), exact)),
+        from_input_tokens=charge.from_input_tokens,
+        factors=factors,
     )
+
+
+def _by_relevance(candidates: list[Candidate], rule: Rule) -> list[Candidate]:
+    """The rule that priced the call, those that match it, then those that miss it the least."""
+    won = next((each for each in candidates if each.won), None)
+    if won is None or won.rule is not rule:
+        why = "no rule matches; it is the fallback_rule of the settings"
+        won = Candidate(rule=rule, won=True, why=why)
+    others = [each for each in candidates if each.rule is not rule]
+    return [won, *sorted(others, key=lambda each: _MISSES.index(each.missed))]
+
+
+_MISSES: Final = ("", "scene", "provider", "model")
+
+
+class _CostParts(msgspec.Struct):
+    """Perplexity's shape."""
+
+    total_cost: Decimal | None = None
+
+
+class _Cost(msgspec.Struct):
+    cost: Decimal | _CostParts | None = None
+
+
+_cost_decoder: Final = msgspec.json.Decoder(_Cost)
+
+
+def _provider_cost(raw_usage: bytes | None) -> str | None:
+    """What the provider said that the call cost; 0 is a value, and not told is none."""
+    try:
+        cost = _cost_decoder.decode(raw_usage or b"{}").cost
+    except msgspec.MsgspecError:
+        return None
+    if isinstance(cost, _CostParts):
+        cost = cost.total_cost
+    # Beyond these nobody meant money, and 1e1000000 has a million digits.
+    if cost is None or not -_DIGITS_MAX < cost.adjusted() < _DIGITS_MAX:
+        return None
+    return _plain(cost)
+
+
+_DIGITS_MAX: Final = 30
 
 
 def _factors(rule: Rule, started_at: int, usage: Usage, amount: int) -> Factors:

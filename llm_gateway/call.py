@@ -32,6 +32,7 @@ from llm_gateway.limit_headers import limit_headers
 from llm_gateway.meter import StreamMeter
 from llm_gateway.relay import AnswerTooLargeError, ErrorBody, JsonAnswer, StreamAnswer
 from llm_gateway.upstream import Aborted, FirstByteTimeout, UpstreamError, UpstreamRequest
+from llm_gateway.usage_cost import Bill, with_cost
 from llm_gateway.verdict import NOTHING_DELIVERED, Answer, Ending, Verdict, judge, nothing
 from pricing_rules.price import price
 from pricing_rules.usage import Usage
@@ -96,6 +97,7 @@ class Call:
         self._holds_credit = False
         self._taken: TakeRequest | None = None  # counted against the limits of its key
         self._limit_headers: tuple[tuple[bytes, bytes], ...] = ()
+        self._tells_cost = False  # the client wants to know in the answer itself
         self._gone = False
         self._stopped = ""  # why the gateway ended the call
         self._paused = False  # the client reads too slowly
@@ -134,6 +136,7 @@ class Call:
 
     async def _answer(self) -> None:
         caller = await self._identify()
+        self._tells_cost = caller.include_cost
         request = chat.parse(await self._read_body())
         quote = self._gateway.quote(caller, request, self.event_id, self.started_at)
         if caller.key.has_limits:
@@ -243,6 +246,7 @@ class Call:
         self.status = exchange.status
         meter = StreamMeter(
             client_wants_usage=quote.request.include_usage is True,
+            client_wants_cost=self._tells_cost,
             text_bytes_max=self._gateway.text_bytes_to_count(self._model_sent),
         )
         watch = self._watch = self._hold_watch(meter)
@@ -283,7 +287,10 @@ class Call:
                 self.status = exchange.status
                 headers = self._answer_headers(exchange)
                 headers += self._charge_headers(verdict)
-                self._client.send_answer(exchange.status, headers, answer.body)
+                body = answer.body
+                if self._tells_cost:
+                    body = with_cost(body, bill_of(verdict))
+                self._client.send_answer(exchange.status, headers, body)
                 reach("after_last_bytes")
         finally:
             answer.release()
@@ -499,6 +506,8 @@ class Call:
         )
 
     def _last_bytes(self, ending: Ending, meter: StreamMeter, verdict: Verdict) -> bytes:
+        if self._tells_cost:
+            meter.bill = bill_of(verdict)
         match ending:
             case Ending.WHOLE:
                 return meter.finish()
@@ -662,6 +671,11 @@ class PassedOnError(errors.GatewayError):
     def envelope(self) -> bytes:
         """The provider's body."""
         return self._body
+
+
+def bill_of(verdict: Verdict) -> Bill:
+    """What the client is told of its charge."""
+    return Bill(micro_credits=verdict.amount, usage=verdict.usage)
 
 
 def is_success(exchange: Exchange) -> bool:

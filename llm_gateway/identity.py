@@ -1,9 +1,9 @@
 """Who calls, who pays, at which scene's prices: from a call's headers alone. Pure.
 
 In: `Authorization: Bearer lgw_...` (the scheme in any case), `X-Scene`, `X-Billing-User`,
-`X-Run-Id`, `X-Request-Id`. Each may occur once: a repeated one is 400, because proxies and
-frameworks disagree about which of two counts (a repeated X-Request-Id is only not stored). A
-present but empty header counts as absent.
+`X-Run-Id`, `X-Request-Id`; and how the answer is to be told: `X-Include-Cost` (true or false). Each
+may occur once: a repeated one is 400, because proxies and frameworks disagree about which of two
+counts (a repeated X-Request-Id is only not stored). A present but empty header counts as absent.
 
 Azure's `api-key` and Anthropic's `x-api-key` are not read: one place for the credential means that
 no two can contradict each other. The 401 says which header to send.
@@ -39,6 +39,7 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
     scene: str
     run_id: str  # "" if none was sent
     client_request_id: str  # the client's own X-Request-Id, "" if none fit to store was sent
+    include_cost: bool = False  # the answer is to say what it cost
 
 
 class CallHeaders(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,13 +50,14 @@ class CallHeaders(msgspec.Struct, frozen=True, kw_only=True):
     billing_user: str
     run_id: str
     client_request_id: str
+    include_cost: bool = False
 
 
 def read_headers(headers: Headers) -> CallHeaders:
     """Pick out and check the headers that need no look at the key.
 
     Raises InvalidApiKeyError (no usable bearer token) and InvalidRequestError (one of them is
-    repeated, or X-Run-Id is not fit to store).
+    repeated, X-Run-Id is not fit to store, or X-Include-Cost is neither yes nor no).
     """
     found: dict[bytes, bytes] = {}
     for name, value in headers:
@@ -72,6 +74,7 @@ def read_headers(headers: Headers) -> CallHeaders:
         billing_user=_text(found.get(b"x-billing-user", b"")),
         run_id=_run_id(found.get(b"x-run-id", b"")),
         client_request_id=stored_request_id(found.get(b"x-request-id", b"")),
+        include_cost=b"x-include-cost" in found and _is_yes(found[b"x-include-cost"]),
     )
 
 
@@ -93,6 +96,7 @@ def caller_of(
         scene=_scene(key, sent.scene),
         run_id=sent.run_id,
         client_request_id=sent.client_request_id,
+        include_cost=sent.include_cost,
     )
 
 
@@ -139,14 +143,23 @@ def stored_request_id(value: bytes) -> str:
 
 
 _NAMES: Final = frozenset(
-    {b"authorization", b"x-scene", b"x-billing-user", b"x-run-id", b"x-request-id"}
+    {
+        b"authorization",
+        b"x-scene",
+        b"x-billing-user",
+        b"x-run-id",
+        b"x-request-id",
+        b"x-include-cost",
+    }
 )
 _DISPLAY_NAMES: Final = {
     b"authorization": "Authorization",
     b"x-scene": "X-Scene",
     b"x-billing-user": "X-Billing-User",
     b"x-run-id": "X-Run-Id",
+    b"x-include-cost": "X-Include-Cost",
 }
+_YES_OR_NO: Final = {b"true": True, b"1": True, b"false": False, b"0": False, b"": False}
 
 
 def bearer_value(value: bytes) -> str:
@@ -200,6 +213,13 @@ def _run_id(value: bytes) -> str:
             param="X-Run-Id",
         )
     return value.decode("ascii")
+
+
+def _is_yes(value: bytes) -> bool:
+    # Whoever writes "yes" wants something, and would look for it in vain.
+    if (meant := _YES_OR_NO.get(value.strip().lower())) is None:
+        raise InvalidRequestError("X-Include-Cost must be true or false.", param="X-Include-Cost")
+    return meant
 
 
 def _is_visible_ascii(value: bytes) -> bool:

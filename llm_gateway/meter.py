@@ -13,6 +13,7 @@ import msgspec
 from llm_gateway import sse
 from llm_gateway.chunks import choices_of, collect_text, decode, decode_prefix, is_error, unescape
 from llm_gateway.tokens import TextMeasure, measure
+from llm_gateway.usage_cost import COST, Bill, with_cost, with_cost_renamed
 from llm_gateway.usage_report import UsageReader, usage_object
 from pricing_rules.usage import ReportedUsage, Usage
 
@@ -97,7 +98,9 @@ class StreamMeter:
 
     feed() while bytes come; end() when the upstream's body has ended well; then `reported` and the
     others are final; finish() once the charge is durable. A stream that breaks off gets
-    error_chunk() or cut() in place of end() and finish().
+    error_chunk() or cut() in place of end() and finish(). All three tell a client that wants to know
+    its cost what `bill` says: in the usage-only event, if that is what the stream ends with, else
+    in one of our own.
     """
 
     __slots__ = (
@@ -105,6 +108,7 @@ class StreamMeter:
         "_choices",
         "_created",
         "_done",
+        "_done_at",
         "_ended",
         "_frames",
         "_held",
@@ -120,19 +124,34 @@ class StreamMeter:
         "_tail",
         "_text",
         "_text_bytes_max",
+        "_unfinished",
         "_usage",
+        "_usage_held",
+        "_wants_cost",
         "_wants_usage",
+        "bill",
         "error_event",
         "has_content",
         "saw_done",
     )
 
-    def __init__(self, *, client_wants_usage: bool, text_bytes_max: int = 0) -> None:
-        """`text_bytes_max`: how much delivered text to keep for counting (0: only measured)."""
+    def __init__(
+        self,
+        *,
+        client_wants_usage: bool,
+        client_wants_cost: bool = False,
+        text_bytes_max: int = 0,
+    ) -> None:
+        """`text_bytes_max`: how much delivered text to keep for counting (0: only measured).
+
+        A client that wants its cost wants usage as well.
+        """
         self.saw_done = False
         self.error_event = False
         self.has_content = False
-        self._wants_usage = client_wants_usage
+        self.bill: Bill | None = None  # set at the end, if the client wants to know
+        self._wants_usage = client_wants_usage or client_wants_cost
+        self._wants_cost = client_wants_cost
         self._usage = UsageReader()
         self._frames: list[_Frame] = []
         self._quiet = True  # no tail, nothing held, nothing half seen: frames may be tried
@@ -140,6 +159,9 @@ class StreamMeter:
         self._passed = 0  # bytes of it that were passed on because it is so large
         self._large_is_text = False
         self._held = b""
+        self._usage_held: tuple[int, int] | None = None  # where in it a usage-only event stands
+        self._done_at = -1  # where in it [DONE] stands
+        self._unfinished = False  # the last event had no blank line behind it
         self._last_went = "out"  # where the last event went, for the LF of a CR LF cut in half
         self._after_cr = False
         self._done = False  # from [DONE] on everything is held
@@ -207,12 +229,18 @@ class StreamMeter:
         tail = bytes(self._tail)
         self._tail.clear()
         if tail:
+            self._unfinished = True
             out = self._end_of_large(tail) if self._is_large(tail) else self._event(tail)
-            self._held += out
+            self._held = out + self._held
+            if self._usage_held is not None:
+                begin, end = self._usage_held
+                self._usage_held = (begin + len(out), end + len(out))
 
     def finish(self) -> bytes:
         """What was held back; to be called when the charge is durable."""
         self.end()
+        if self.bill is not None:
+            self._write_bill(self.bill)
         held, self._held = self._held, b""
         return held
 
@@ -230,17 +258,46 @@ class StreamMeter:
             choice = {"index": index, "delta": {}, "logprobs": None, "finish_reason": "length"}
             parts.append(self._own_chunk([choice], None))
             self._choices[index] = False
-        if self._wants_usage and usage is not None:
+        if self.bill is not None:
+            parts.append(self._own_bill(self.bill))
+        elif self._wants_usage and usage is not None:
             parts.append(self._own_chunk([], usage_object(usage)))
         parts.append(sse.DONE_EVENT)
         return b"".join(parts)
 
     def error_chunk(self, envelope: bytes) -> bytes:
         """End the stream with an error event (OpenAI's envelope as JSON); there is no [DONE]."""
-        parts = [self._close_event(), b"" if self.saw_done else self._held]
+        if self.saw_done:
+            self._held, self._usage_held = b"", None
+        if self.bill is not None:
+            self._write_bill(self.bill)
+        if self._unfinished and self._held:
+            self._held += b"\n\n"
+        parts = [self._close_event(), self._held]
         self._close()
         parts.append(sse.write_event(envelope))
         return b"".join(parts)
+
+    # What it cost
+
+    def _write_bill(self, bill: Bill) -> None:
+        """Put the cost into the usage-only event that is held; if none is, hold one of our own."""
+        if self._usage_held is None:
+            at = len(self._held) if self._done_at < 0 else self._done_at
+            before = self._held[:at]
+            if self._unfinished and self._done_at < 0:
+                before += b"\n\n"
+            self._held = before + self._own_bill(bill) + self._held[at:]
+            return
+        begin, end = self._usage_held
+        event = self._held[begin:end]
+        parsed = sse.read_event(event)
+        assert parsed.data is not None
+        told = sse.replace_data(event, parsed, with_cost(parsed.data, bill))
+        self._held = self._held[:begin] + told + self._held[end:]
+
+    def _own_bill(self, bill: Bill) -> bytes:
+        return sse.write_event(with_cost(self._own_json([], None), bill))
 
     # The path of an ordinary chunk
 
@@ -382,6 +439,7 @@ class StreamMeter:
         if self.error_event:  # an answer that failed is never said to be complete
             self._last_went = "dropped"
             return b""
+        self._done_at = len(self._held)
         self._held += event
         self._last_went = "held"
         return b""
@@ -400,8 +458,10 @@ class StreamMeter:
         finished = self._read_choices(choices, texts)
         for text in texts:
             self._add_text(text)
+        if self._wants_cost and parsed.data is not None and _names_cost(chunk):
+            event = sse.replace_data(event, parsed, with_cost_renamed(parsed.data))
         if not chunk.get("choices") and not is_failure and chunk.get("usage") is not None:
-            return self._usage_only(event, parsed)
+            return self._usage_only(event)
         ordinary = usage_before == self._usage.seen and not finished and not is_failure
         if ordinary and len(choices) == len(texts) == 1 and _is_one_plain_line(event, parsed):
             self._learn(event, parsed, texts[0])
@@ -421,11 +481,12 @@ class StreamMeter:
                 self._choices.setdefault(index, True)
         return finished
 
-    def _usage_only(self, event: bytes, parsed: sse.Event) -> bytes:
+    def _usage_only(self, event: bytes) -> bytes:
         if not self._wants_usage:
             self._last_went = "dropped"
             return b""
         before, self._held = self._held, event
+        self._usage_held = (0, len(event))
         self._last_went = "held"
         return before
 
@@ -435,6 +496,7 @@ class StreamMeter:
         if not self._held:
             return event
         held, self._held = self._held, b""
+        self._usage_held = None
         return held + event
 
     def _route(self, line_feed: bytes) -> bytes:
@@ -515,6 +577,9 @@ class StreamMeter:
         self._quiet = False
 
     def _own_chunk(self, choices: list[dict[str, object]], usage: object) -> bytes:
+        return sse.write_event(self._own_json(choices, usage))
+
+    def _own_json(self, choices: list[dict[str, object]], usage: object) -> bytes:
         chunk: dict[str, object] = {
             "id": self._id if isinstance(self._id, str) else "",
             "object": "chat.completion.chunk",
@@ -524,7 +589,12 @@ class StreamMeter:
         }
         if self._wants_usage:
             chunk["usage"] = usage
-        return sse.write_event(json.dumps(chunk, separators=(",", ":")).encode())
+        return json.dumps(chunk, separators=(",", ":")).encode()
+
+
+def _names_cost(chunk: dict[object, object]) -> bool:
+    usage = chunk.get("usage")
+    return isinstance(usage, dict) and COST in usage
 
 
 def _is_one_plain_line(event: bytes, parsed: sse.Event) -> bool:

@@ -107,6 +107,13 @@ def cut_spans(text: bytes, spans: list[tuple[int, int]]) -> bytes:
     return b"".join(parts)
 
 
+def replace_data(event: bytes, parsed: Event, data: bytes) -> bytes:
+    """The event saying this instead; all that is not data stays."""
+    if parsed.data is None or parsed.data_at < 0:
+        return _replace_data(event, data)
+    return event[: parsed.data_at] + data + event[parsed.data_at + len(parsed.data) :]
+
+
 def strip_null_usage(event: bytes, parsed: Event) -> bytes:
     """The event without top-level `"usage": null` in its JSON; the very bytes if it has none."""
     if parsed.data is None or b'"usage"' not in parsed.data:

@@ -22,13 +22,14 @@ def is_all_zero(reported: ReportedUsage) -> bool:
 class UsageReader:
     """Folds every report of one answer into one."""
 
-    __slots__ = ("_by_choice", "_model", "_raw", "_whole", "seen")
+    __slots__ = ("_by_choice", "_cost", "_model", "_raw", "_whole", "seen")
 
     def __init__(self) -> None:
         self.seen = 0  # usage objects read
         self._whole: ReportedUsage | None = None
         self._by_choice: dict[int, ReportedUsage] = {}
         self._raw: object = None
+        self._cost: object = None  # the provider's own, wherever it was told last; 0 is not null
         self._model = ""
 
     @property
@@ -40,10 +41,16 @@ class UsageReader:
 
     @property
     def raw(self) -> bytes:
-        """The last usage object that said something new, as JSON: its numbers, and no text."""
+        """The last usage object that said something new, as JSON: its numbers, and no text.
+
+        With the provider's own cost, also where another object had it.
+        """
         if self._raw is None:
             return b""
-        raw = msgspec.json.encode(_numbers(self._raw))
+        kept = _numbers(self._raw)
+        if isinstance(kept, dict) and self._cost is not None:
+            kept["cost"] = _numbers(self._cost)
+        raw = msgspec.json.encode(kept)
         return raw if len(raw) <= RAW_USAGE_BYTES_MAX else b""
 
     def read(self, chunk: dict[object, object]) -> None:
@@ -71,6 +78,8 @@ class UsageReader:
         merged = new if before is None else before if new is None else merge_usage(before, new)
         if self._raw is None or merged != before:
             self._raw = usage
+        if isinstance(usage, dict) and isinstance(usage.get("cost"), int | float | dict):
+            self._cost = usage["cost"]
         return merged
 
 

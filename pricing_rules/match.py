@@ -23,6 +23,7 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     rule: Rule
     won: bool
     why: str
+    missed: str = ""  # "scene", "provider" or "model": what alone keeps it from matching
 
 
 def match(book: Book, scene: str, provider: str, model: str, at: int | None = None) -> Rule | None:
@@ -60,9 +61,8 @@ def explain(
         if rule is winner:
             candidates.insert(0, Candidate(rule=rule, won=True, why=_why_won(rule)))
             continue
-        why = _why_lost(rule, winner, (scene, provider, model), at)
-        if why:
-            candidates.append(Candidate(rule=rule, won=False, why=why))
+        if candidate := _loser(rule, winner, (scene, provider, model), at):
+            candidates.append(candidate)
     return candidates
 
 
@@ -85,18 +85,25 @@ def _why_won(rule: Rule) -> str:
     return f"matches by {patterns}; priority {rule.priority}"
 
 
-def _why_lost(rule: Rule, winner: Rule | None, texts: tuple[str, str, str], at: int | None) -> str:
-    """Empty for a rule that has nothing to do with the call."""
+def _loser(
+    rule: Rule, winner: Rule | None, texts: tuple[str, str, str], at: int | None
+) -> Candidate | None:
+    """None for a rule that has nothing to do with the call."""
     missed = [
         (field, text)
         for field, text in zip(_FIELDS, texts, strict=True)
         if not globs.matches(getattr(rule, field), text)
     ]
     if len(missed) > 1:
-        return ""
+        return None
     if missed:
         field, text = missed[0]
-        return f"its {field} {getattr(rule, field)!r} does not match {text!r}"
+        why = f"its {field} {getattr(rule, field)!r} does not match {text!r}"
+        return Candidate(rule=rule, won=False, why=why, missed=field)
+    return Candidate(rule=rule, won=False, why=_why_lost(rule, winner, at))
+
+
+def _why_lost(rule: Rule, winner: Rule | None, at: int | None) -> str:
     if rule.status != "active":
         return "it is disabled"
     if not holds(rule, at):

@@ -180,6 +180,28 @@ def test_other_run_id_is_400(sent: bytes) -> None:
     assert error.value.param == "X-Run-Id"
 
 
+@pytest.mark.parametrize(
+    ("sent", "wanted"),
+    [
+        (b"true", True),
+        (b"True", True),
+        (b"1", True),
+        (b"false", False),
+        (b"0", False),
+        (b"", False),
+    ],
+)
+def test_cost_is_told_to_who_asks(sent: bytes, wanted: bool) -> None:
+    assert _identify(USER, (b"x-include-cost", sent)).include_cost is wanted
+
+
+@pytest.mark.parametrize("sent", [b"yes", b"2", b"true,true", b"t", b"\xff", b"null"])
+def test_another_wish_for_the_cost_is_400(sent: bytes) -> None:
+    with pytest.raises(InvalidRequestError) as error:
+        _identify(USER, (b"x-include-cost", sent))
+    assert error.value.param == "X-Include-Cost"
+
+
 def test_key_that_is_not_cached_is_a_miss() -> None:
     headers = [(b"authorization", b"Bearer " + TOKEN.encode())]
     assert identify_cached(headers, lambda _: MISS, NOW) is MISS
@@ -215,7 +237,14 @@ def test_stored_request_id_is_always_visible_ascii(value: bytes) -> None:
     st.lists(
         st.tuples(
             st.sampled_from(
-                [b"authorization", b"x-scene", b"x-billing-user", b"x-run-id", b"x-request-id"]
+                [
+                    b"authorization",
+                    b"x-scene",
+                    b"x-billing-user",
+                    b"x-run-id",
+                    b"x-request-id",
+                    b"x-include-cost",
+                ]
             ),
             st.binary(max_size=80)
             | st.sampled_from([b"Bearer " + TOKEN.encode(), b"ada", b"agent"]),

@@ -18,13 +18,18 @@ from llm_gateway.meter import (
 from llm_gateway.usage_report import is_all_zero, merge_usage, read_usage
 from pricing_rules.usage import Implausible, ReportedUsage, Usage, normalise
 from tests.llm_gateway.wire_streams import (
+    BARE,
+    BILL,
     DONE,
+    HEAD,
     HI,
     NULL,
+    OWN,
     STOP,
     STREAMS,
     USAGE,
     WireStream,
+    billed,
     chunk,
     sse,
     text,
@@ -72,6 +77,40 @@ class TestEveryCut:
     def test_cut_in_two_everywhere(self, stream: WireStream, wants: bool) -> None:
         for at in range(len(stream.wire) + 1):
             check(stream, [stream.wire[:at], stream.wire[at:]], wants=wants)
+
+
+def check_billed(stream: WireStream, pieces: Iterable[bytes]) -> None:
+    """A client that asked for its cost gets it once, at the end, and all else as it came."""
+    meter = StreamMeter(client_wants_usage=False, client_wants_cost=True)
+    passed = b"".join([meter.feed(piece) for piece in pieces])
+    assert b'"cost":0.00032' not in passed  # what is not committed is not told
+    assert b"[DONE]" not in passed
+    meter.end()
+    meter.bill = BILL
+    rest = meter.error_chunk(b'{"error":1}') if meter.error_event else meter.finish()
+    want = stream.wire if stream.want is None else stream.want
+    end = want.rfind(b"data: [DONE]") if stream.done and not stream.error else len(want)
+    expected = want[:end] + (stream.own or OWN) + want[end:]
+    if stream.billed is not None:
+        expected = stream.billed
+    assert passed + rest == expected + (b'data: {"error":1}\n\n' if stream.error else b"")
+    assert rest.count(b'"cost":') == 1
+    assert meter.reported == stream.reported
+
+
+@BY_NAME
+class TestEveryCutWithCost:
+    """The same, with the charge put into the usage-only event or an event of our own."""
+
+    def test_whole(self, stream: WireStream) -> None:
+        check_billed(stream, [stream.wire])
+
+    def test_byte_by_byte(self, stream: WireStream) -> None:
+        check_billed(stream, [stream.wire[n : n + 1] for n in range(len(stream.wire))])
+
+    def test_cut_in_two_everywhere(self, stream: WireStream) -> None:
+        for at in range(len(stream.wire) + 1):
+            check_billed(stream, [stream.wire[:at], stream.wire[at:]])
 
 
 @given(
@@ -246,6 +285,74 @@ class TestCutAndError:
         meter = StreamMeter(client_wants_usage=True)
         meter.feed(HI + DONE)
         assert meter.error_chunk(b'{"error":{}}') == b'data: {"error":{}}\n\n'
+
+
+class TestCost:
+    """What a client is told that wants its cost, at ends that are ours."""
+
+    def test_cut_tells_it_behind_the_last_chunk(self) -> None:
+        meter = StreamMeter(client_wants_usage=False, client_wants_cost=True)
+        meter.feed(HI + b"data: half an ev")
+        meter.bill = BILL
+        length = b'{"index":0,"delta":{},"logprobs":null,"finish_reason":"length"}'
+        last = sse(HEAD + b'"choices":[' + length + b"]" + NULL + b"}")
+        assert meter.cut(Usage(input=1)) == last + OWN + DONE
+
+    def test_cut_of_a_whole_answer_tells_it_once(self) -> None:
+        meter = StreamMeter(client_wants_usage=False, client_wants_cost=True)
+        meter.feed(HI + STOP + USAGE + DONE)
+        meter.bill = BILL
+        assert meter.cut(Usage(input=1)) == billed(USAGE) + DONE
+
+    @pytest.mark.parametrize(("held", "told"), [(USAGE, billed(USAGE)), (b"", OWN), (DONE, OWN)])
+    def test_a_broken_stream_tells_it_before_the_error(self, held: bytes, told: bytes) -> None:
+        meter = StreamMeter(client_wants_usage=False, client_wants_cost=True)
+        assert meter.feed(HI + held + b"data: {") == HI
+        meter.bill = BILL
+        assert meter.error_chunk(b"{}") == told + b"data: {}\n\n"
+
+    def test_an_unfinished_event_is_ended_before_the_error(self) -> None:
+        for bill, told in ((None, b""), (BILL, OWN)):
+            meter = StreamMeter(client_wants_usage=False, client_wants_cost=True)
+            meter.feed(sse(b'{"error":{"message":"x"}}')[:-2])
+            meter.end()
+            meter.bill = bill
+            sent = meter.error_chunk(b"{}")
+            assert [part for part in sent.split(b"\n\n") if part] == [
+                b'data: {"error":{"message":"x"}}',
+                *([BARE.strip()] if told else []),
+                b"data: {}",
+            ]
+
+    def test_who_did_not_ask_is_not_told(self) -> None:
+        meter = StreamMeter(client_wants_usage=True)
+        passed = meter.feed(HI + sse(usage_only(b'{"prompt_tokens":7,"cost":0.5}')) + DONE)
+        assert (
+            passed + meter.finish()
+            == HI + sse(usage_only(b'{"prompt_tokens":7,"cost":0.5}')) + DONE
+        )
+
+    def test_a_usage_event_that_had_to_pass_is_followed_by_one_of_our_own(self) -> None:
+        meter = StreamMeter(client_wants_usage=False, client_wants_cost=True)
+        comment = b": " + b"x" * (HELD_BYTES_MAX + 1) + b"\n\n"
+        assert meter.feed(HI + USAGE + comment) == HI
+        assert meter.feed(comment) == USAGE + comment + comment
+        meter.bill = BILL
+        assert meter.feed(DONE) + meter.finish() == OWN + DONE
+
+    def test_cost_behind_a_large_event_stands_alone(self) -> None:
+        meter = StreamMeter(client_wants_usage=False, client_wants_cost=True)
+        big = sse(text(b"x" * 700_000, end=b'"stop"', more=b',"usage":' + U7))
+        assert meter.feed(big) == big
+        meter.bill = BILL
+        assert meter.feed(DONE) + meter.finish() == BARE + DONE
+
+    def test_the_second_half_of_a_line_end_stays_behind_its_event(self) -> None:
+        meter = StreamMeter(client_wants_usage=False, client_wants_cost=True)
+        wire = (HI + USAGE).replace(b"\n", b"\r\n")
+        assert meter.feed(wire[:-1]) + meter.feed(wire[-1:]) == HI.replace(b"\n", b"\r\n")
+        meter.bill = BILL
+        assert meter.finish() == billed(USAGE).replace(b"\n", b"\r\n")
 
 
 class TestUsageShapes:

@@ -666,11 +666,22 @@ class TestRaw:
         ("usages", "kept"),
         [
             pytest.param([CHAT, OPENAI], OPENAI, id="the last with larger counts"),
-            pytest.param([CHAT, {**CHAT, "cost": 1}], CHAT, id="not a repetition"),
+            pytest.param([CHAT, {**CHAT, "more": 1}], CHAT, id="not a repetition"),
             pytest.param([CHAT, {"prompt_tokens": 0}], CHAT, id="not a report of zeros"),
             pytest.param([CHAT, "n/a", {}], CHAT, id="not one that counts nothing"),
             pytest.param([{}, CHAT], CHAT, id="a report instead of none"),
-            pytest.param([{"cost": 1}, {"cost": 2}], {"cost": 1}, id="the first without counts"),
+            pytest.param([{"more": 1}, {"more": 2}], {"more": 1}, id="the first without counts"),
+            pytest.param([CHAT, {**CHAT, "cost": 1}], {**CHAT, "cost": 1}, id="but for its cost"),
+            pytest.param(
+                [{**CHAT, "cost": 0}, OPENAI], {**OPENAI, "cost": 0}, id="cost told first"
+            ),
+            pytest.param([{"cost": 1}, {"cost": 2}], {"cost": 2}, id="the last cost"),
+            pytest.param(
+                [{**CHAT, "cost": 1}, {"cost": "a text"}], {**CHAT, "cost": 1}, id="no text"
+            ),
+            pytest.param(
+                [{**CHAT, "cost": 1}, {"cost": None}], {**CHAT, "cost": 1}, id="null is none"
+            ),
         ],
     )
     def test_last_that_said_something_new(self, usages: list[object], kept: object) -> None:

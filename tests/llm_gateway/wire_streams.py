@@ -1,14 +1,16 @@
 """The table of wire streams: what odd providers send, what the client gets, what was used.
 
-`want` are the bytes for a client that
-asked for usage, `plain` those for one that did not; None stands for the wire's own bytes.
+`want` are the bytes for a client that asked for usage, `plain` those for one that did not; None
+stands for the wire's own bytes. `billed` are those for a client that asked what it cost (BILL: 320
+micro-credits); None stands for `want` with the gateway's own event before [DONE], or at the end.
 """
 
 from typing import Final
 
 import msgspec
 
-from pricing_rules.usage import ReportedUsage
+from llm_gateway.usage_cost import Bill
+from pricing_rules.usage import ReportedUsage, Usage
 
 
 class WireStream(msgspec.Struct, frozen=True, kw_only=True):
@@ -18,6 +20,8 @@ class WireStream(msgspec.Struct, frozen=True, kw_only=True):
     wire: bytes
     want: bytes | None = None  # to a client that asked for usage
     plain: bytes | None = None  # to a client that did not
+    billed: bytes | None = None  # to a client that asked for its cost
+    own: bytes = b""  # the gateway's own usage event; "" for OWN
     reported: ReportedUsage | None = None
     done: bool = True
     error: bool = False
@@ -71,12 +75,40 @@ U: Final = b'{"prompt_tokens":7,"completion_tokens":3,"total_tokens":10}'
 USAGE: Final = sse(usage_only(U))
 NULL: Final = b',"usage":null'
 
+BILL: Final = Bill(micro_credits=320, usage=Usage(input=70, output=20, reasoning=2))
+COST: Final = b',"cost":0.00032}'
 
-def _with_usage(name: str, usage: bytes, reported: ReportedUsage | None) -> WireStream:
+
+def billed(event: bytes) -> bytes:
+    """A usage-only event, of which `usage` is the last member, with the cost of BILL."""
+    at = event.rindex(b"}}")
+    return event[:at] + COST + event[at + 1 :]
+
+
+def own(call: bytes = b"c1", created: int = 1700000000, model: bytes = b"m1") -> bytes:
+    """The event that the gateway writes for BILL where the provider has none to put it in."""
+    return (
+        b'data: {"id":"%b","object":"chat.completion.chunk","created":%d,"model":"%b","choices":[],'
+        b'"usage":{"prompt_tokens":70,"completion_tokens":22,"total_tokens":92,'
+        b'"prompt_tokens_details":{"cached_tokens":0},'
+        b'"completion_tokens_details":{"reasoning_tokens":2},"cost":0.00032}}\n\n'
+    ) % (call, created, model)
+
+
+OWN: Final = own()
+BARE: Final = own(b"", 0, b"")  # where no chunk said what it is
+
+
+def _with_usage(
+    name: str, usage: bytes, reported: ReportedUsage | None, *, told: bytes = b""
+) -> WireStream:
+    """`told`: the usage that a client sees which asked for its cost; "": the provider's, with it."""
+    last = sse(usage_only(usage))
     return WireStream(
         name=name,
-        wire=HI + STOP + sse(usage_only(usage)) + DONE,
+        wire=HI + STOP + last + DONE,
         plain=HI + STOP + DONE,
+        billed=HI + STOP + (sse(usage_only(told)) if told else billed(last)) + DONE,
         reported=reported,
     )
 
@@ -105,6 +137,13 @@ STREAMS: Final = (
         + DONE,
         reported=used(7, 3),
         delivered=6,
+        billed=sse(chunk(b'{"role":"assistant","content":""}', more=NULL))
+        + sse(text(b"h", more=NULL))
+        + sse(text(b"i", more=NULL))
+        + sse(text(b"\\n\\u4f60", more=NULL))
+        + sse(chunk(b"{}", end=b'"stop"', more=NULL))
+        + billed(USAGE)
+        + DONE,
     ),
     WireStream(
         name="OpenAI: padding behind usage null",
@@ -116,6 +155,10 @@ STREAMS: Final = (
         + sse(text(b"i", more=b',"obfuscation":"xyz1"'))
         + DONE,
         reported=used(7, 3),
+        billed=sse(text(b"h", more=NULL + b',"obfuscation":"ab"'))
+        + sse(text(b"i", more=NULL + b',"obfuscation":"xyz1"'))
+        + billed(USAGE)
+        + DONE,
     ),
     WireStream(
         name="usage null before choices, with spaces",
@@ -126,6 +169,7 @@ STREAMS: Final = (
         + sse(b'{"choices": [{"delta": {"content": "yo"}}]}')
         + DONE,
         delivered=4,
+        own=own(b"c", 0, b""),
     ),
     WireStream(
         name="usage null as text, and nested, is not ours to touch",
@@ -157,6 +201,12 @@ STREAMS: Final = (
         + STOP
         + DONE,
         reported=used(7, 3),
+        billed=sse(b'{"id":"","choices":[],"prompt_filter_results":[{"a":1}]}')
+        + sse(b'{"choices":[],"prompt_filter_results":[],"usage":null}')
+        + HI
+        + STOP
+        + billed(USAGE)
+        + DONE,
     ),
     WireStream(
         name="CR LF everywhere, a comment, an id and a retry line",
@@ -165,6 +215,9 @@ STREAMS: Final = (
         ),
         plain=(b": ping\n\n" + b"id: 4\nretry: 10\n" + HI + STOP + DONE).replace(b"\n", b"\r\n"),
         reported=used(7, 3),
+        billed=(b": ping\n\n" + b"id: 4\nretry: 10\n" + HI + STOP + billed(USAGE) + DONE).replace(
+            b"\n", b"\r\n"
+        ),
     ),
     WireStream(
         name="CR alone",
@@ -172,6 +225,7 @@ STREAMS: Final = (
         plain=(HI + HI + STOP + DONE).replace(b"\n", b"\r"),
         reported=used(7, 3),
         delivered=4,
+        billed=(HI + HI + STOP + billed(USAGE) + DONE).replace(b"\n", b"\r"),
     ),
     WireStream(
         name="line ends mixed",
@@ -185,6 +239,7 @@ STREAMS: Final = (
         plain=(HI + HI + STOP + DONE).replace(b"data: ", b"data:"),
         reported=used(7, 3),
         delivered=4,
+        billed=(HI + HI + STOP + billed(USAGE) + DONE).replace(b"data: ", b"data:"),
     ),
     WireStream(
         name="data over several lines",
@@ -192,12 +247,15 @@ STREAMS: Final = (
         b'data: {"choices":[],\ndata:"usage":' + U + b"}\n\n" + DONE,
         plain=b'data: {"choices":[{"delta":\ndata: {"content":"hi"}}]}\n\n' + DONE,
         reported=used(7, 3),
+        billed=b'data: {"choices":[{"delta":\ndata: {"content":"hi"}}],\ndata: "usage":null}\n\n'
+        b'data: {"choices":[],\ndata: "usage":' + U[:-1] + COST + b"}\n\n" + DONE,
     ),
     WireStream(
         name="byte order mark",
         wire=b"\xef\xbb\xbf" + HI + STOP + USAGE + DONE,
         plain=b"\xef\xbb\xbf" + HI + STOP + DONE,
         reported=used(7, 3),
+        billed=b"\xef\xbb\xbf" + HI + STOP + billed(USAGE) + DONE,
     ),
     WireStream(
         name="raw Chinese and emoji, cut anywhere",
@@ -205,6 +263,7 @@ STREAMS: Final = (
         plain=sse(text("你".encode())) + sse(text("好😀".encode())) + DONE,
         reported=used(7, 3),
         delivered=10,
+        billed=sse(text("你".encode())) + sse(text("好😀".encode())) + billed(USAGE) + DONE,
     ),
     WireStream(
         name="a surrogate pair split over two chunks",
@@ -222,6 +281,7 @@ STREAMS: Final = (
         plain=HI + STOP,
         reported=used(7, 3),
         done=False,
+        billed=HI + STOP + billed(USAGE),
     ),
     WireStream(
         name="no blank line at the end, after the usage",
@@ -229,6 +289,7 @@ STREAMS: Final = (
         plain=HI + STOP,
         reported=used(7, 3),
         done=False,
+        billed=HI + STOP + billed(USAGE)[:-2],
     ),
     WireStream(name="no blank line behind [DONE]", wire=HI + STOP + b"data: [DONE]"),
     WireStream(
@@ -243,12 +304,14 @@ STREAMS: Final = (
         wire=HI + USAGE + USAGE.replace(b":3,", b":4,").replace(b":10}", b":11}") + DONE,
         plain=HI + DONE,
         reported=used(7, 4),
+        billed=HI + USAGE + billed(USAGE.replace(b":3,", b":4,").replace(b":10}", b":11}")) + DONE,
     ),
     WireStream(
         name="a comment behind the usage, and bytes behind [DONE]",
         wire=HI + STOP + USAGE + b": ping\n\n" + DONE + b"\n: bye\n\n",
         plain=HI + STOP + b": ping\n\n" + DONE + b"\n: bye\n\n",
         reported=used(7, 3),
+        billed=HI + STOP + billed(USAGE) + b": ping\n\n" + DONE + b"\n: bye\n\n",
     ),
     _in_last_chunk("Mistral: usage in the last chunk with choices", b',"usage":' + U, used(7, 3)),
     WireStream(
@@ -278,6 +341,10 @@ STREAMS: Final = (
         + DONE,
         plain=HI + sse(chunk(b"{}", end=b'"stop"', more=b',"usage":' + U)) + DONE,
         reported=used(7, 3),
+        billed=HI
+        + sse(chunk(b"{}", end=b'"stop"', more=b',"usage":' + U))
+        + billed(sse(usage_only(b'{"prompt_tokens":0,"completion_tokens":0,"total_tokens":0}')))
+        + DONE,
     ),
     WireStream(
         name="Moonshot: usage within the choice, cached_tokens on top",
@@ -295,6 +362,7 @@ STREAMS: Final = (
         + sse(b'{"choices":[{"index":1,"delta":{"content":"b"},"usage":' + U + b"}]}")
         + DONE,
         reported=ReportedUsage(prompt=7, completion=6),
+        own=BARE,
     ),
     _in_last_chunk(
         "Groq: x_groq.usage",
@@ -325,6 +393,45 @@ STREAMS: Final = (
         b'{"prompt_tokens":70,"completion_tokens":3,"total_tokens":73,"cost":0.0012,'
         b'"prompt_tokens_details":{"cached_tokens":0,"cache_write_tokens":60}}',
         used(70, 3, cached=0, cache_write_5m=60),
+        told=b'{"prompt_tokens":70,"completion_tokens":3,"total_tokens":73,"provider_cost":0.0012,'
+        b'"prompt_tokens_details":{"cached_tokens":0,"cache_write_tokens":60},"cost":0.00032}',
+    ),
+    WireStream(
+        name="OpenRouter: usage and cost beside an empty delta",
+        wire=HI + sse(chunk(b"{}", more=b',"usage":' + U[:-1] + b',"cost":0.5}')) + DONE,
+        billed=HI
+        + sse(chunk(b"{}", more=b',"usage":' + U[:-1] + b',"provider_cost":0.5}'))
+        + OWN
+        + DONE,
+        reported=used(7, 3),
+    ),
+    WireStream(
+        name="a usage-only event with a cost, in the middle of the stream",
+        wire=HI
+        + sse(usage_only(b'{"cost":1,"prompt_tokens":7,"completion_tokens":3}'))
+        + STOP
+        + DONE,
+        plain=HI + STOP + DONE,
+        billed=HI
+        + sse(usage_only(b'{"provider_cost":1,"prompt_tokens":7,"completion_tokens":3}'))
+        + STOP
+        + OWN
+        + DONE,
+        reported=ReportedUsage(prompt=7, completion=3),
+    ),
+    WireStream(
+        name="no blank line at the end, and no usage",
+        wire=HI + STOP[:-2],
+        billed=HI + STOP + OWN,
+        done=False,
+    ),
+    WireStream(
+        name="usage-only events in a row, the last without a blank line",
+        wire=HI + USAGE + USAGE[:-2],
+        plain=HI,
+        billed=HI + USAGE + billed(USAGE)[:-2],
+        reported=used(7, 3),
+        done=False,
     ),
     _with_usage(
         "Anthropic's own names: input without cache",
@@ -352,14 +459,19 @@ STREAMS: Final = (
         + DONE,
         plain=HI.replace(b'"m1"', b'"gemini-2.5-pro"') + DONE,
         reported=used(7, 3, total=25, reasoning=15),
+        billed=HI.replace(b'"m1"', b'"gemini-2.5-pro"')
+        + billed(sse(b'{"choices":[],"usage":' + U.replace(b":10}", b":25}") + b"}"))
+        + DONE,
     ),
     _with_usage(
         "usage all zero",
         b'{"prompt_tokens":0,"completion_tokens":0,"total_tokens":0}',
         used(0, 0),
     ),
-    _with_usage("usage empty", b"{}", None),
-    _with_usage("usage not an object", b'"n/a"', None),
+    _with_usage("usage empty", b"{}", None, told=b'{"cost":0.00032}'),
+    _with_usage(
+        "usage not an object", b'"n/a"', None, told=OWN[OWN.rindex(b'{"prompt_tokens') : -3]
+    ),
     _with_usage(
         "counts of no sensible type",
         b'{"prompt_tokens":"7","completion_tokens":-3,"total_tokens":4.5,'
@@ -372,8 +484,8 @@ STREAMS: Final = (
         ReportedUsage(prompt=7, completion=3),
     ),
     WireStream(name="never any usage", wire=HI + STOP + DONE),
-    WireStream(name="nothing at all", wire=b"", done=False, content=False, delivered=0),
-    WireStream(name="only [DONE]", wire=DONE, content=False, delivered=0),
+    WireStream(name="nothing at all", wire=b"", own=BARE, done=False, content=False, delivered=0),
+    WireStream(name="only [DONE]", wire=DONE, own=BARE, content=False, delivered=0),
     WireStream(
         name="empty answer",
         wire=sse(chunk(b'{"role":"assistant","content":""}')) + STOP + DONE,
@@ -422,6 +534,7 @@ STREAMS: Final = (
         )
         + DONE,
         delivered=6,
+        own=BARE,
     ),
     WireStream(
         name="refusal, audio, function_call",
@@ -464,5 +577,6 @@ STREAMS: Final = (
         )
         + DONE,
         delivered=5,
+        own=own(b"", 1, b""),
     ),
 )

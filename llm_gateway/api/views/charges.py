@@ -34,19 +34,34 @@ class UsageView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LineView(msgspec.Struct, frozen=True, kw_only=True):
-    """A part of the price: quantity x price, in micro-credits before rounding."""
+    """A part of the price: quantity x price x factor, in micro-credits before rounding.
+
+    The price is in the rule's currency, per 1M tokens or per piece. The factor is that of the hour
+    and the service tier.
+    """
 
     kind: str
     quantity: int
     price: str
+    factor: str
     exact_micro_credits: str
 
 
 class PricingView(msgspec.Struct, frozen=True, kw_only=True):
-    """How the amount came about. Rounded up once, at the end."""
+    """How the amount came about. Rounded up once, at the end.
 
-    rule: PriceRuleView | None
+    `computed_micro_credits` is not the amount of an estimate that was kept to what was held.
+    `from_input_tokens`: where the tier of prices began that held; null: none did. Rules that miss
+    the call in one of scene, provider and model come last, and not all of them.
+    """
+
+    rule: PriceRuleView
     considered: list[CandidateView]
+    considered_left_out: int
+    from_input_tokens: int | None
+    hours_factor: str
+    service_tier: str | None
+    service_tier_factor: str
     lines: list[LineView]
     exact_micro_credits: str
     rounding_micro_credits: str
@@ -62,7 +77,10 @@ class HoldView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ChargeView(msgspec.Struct, frozen=True, kw_only=True):
-    """A call explained; amount, usage and pricing are null while it runs."""
+    """A call explained; amount, usage and pricing are null while it runs.
+
+    `provider_cost` is what the provider itself said that the call cost, in its own money; few do.
+    """
 
     event_id: str
     account: str
@@ -79,6 +97,7 @@ class ChargeView(msgspec.Struct, frozen=True, kw_only=True):
     settlement: str
     amount_micro_credits: int | None
     ceiling_micro_credits: int | None
+    provider_cost: str | None
     quality: str | None
     usage_source: str | None
     revision: int | None
@@ -143,6 +162,7 @@ def charge_view(charge: ExplainedCharge) -> ChargeView:
         settlement=charge.settlement,
         amount_micro_credits=charge.amount,
         ceiling_micro_credits=charge.ceiling,
+        provider_cost=charge.provider_cost,
         quality=charge.quality,
         usage_source=charge.usage_source,
         revision=charge.revision,
@@ -181,8 +201,13 @@ def usage_view(usage: Usage) -> UsageView:
 def pricing_view(pricing: Pricing) -> PricingView:
     """How an amount came about."""
     return PricingView(
-        rule=None if pricing.rule is None else price_rule_view(pricing.rule),
+        rule=price_rule_view(pricing.rule),
         considered=[candidate_view(candidate) for candidate in pricing.considered],
+        considered_left_out=pricing.considered_left_out,
+        from_input_tokens=pricing.from_input_tokens or None,
+        hours_factor=pricing.factors.hours.text,
+        service_tier=pricing.factors.service_tier or None,
+        service_tier_factor=pricing.factors.service.text,
         lines=[line_view(line) for line in pricing.lines],
         exact_micro_credits=pricing.exact,
         rounding_micro_credits=pricing.rounding,
@@ -196,6 +221,7 @@ def line_view(line: Line) -> LineView:
         kind=line.kind,
         quantity=line.quantity,
         price=line.rate,
+        factor=line.factor,
         exact_micro_credits=line.micro_credits,
     )
 
