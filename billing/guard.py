@@ -3,6 +3,7 @@
 import msgspec
 
 from billing.context import BillingContext, encode_context
+from billing.db.decide import Credit
 from billing.holds import Granted, HoldRequest, HoldStore, Refused
 from pricing_rules.price import Ceiling
 
@@ -70,6 +71,10 @@ class CreditBalanceGuard:
         self.process = process  # the id that new holds carry; another once it was declared dead
         self._min_output_tokens = min_output_tokens
 
+    def plan(self, ceiling: Ceiling, bounds: Bounds) -> Plan:
+        """The amounts to hold for a call."""
+        return plan(ceiling, bounds, min_output_tokens=self._min_output_tokens)
+
     async def hold(
         self, context: BillingContext, ceiling: Ceiling, bounds: Bounds
     ) -> Admitted | Refused:
@@ -77,7 +82,7 @@ class CreditBalanceGuard:
 
         Raises GuardUnavailableError.
         """
-        amounts = plan(ceiling, bounds, min_output_tokens=self._min_output_tokens)
+        amounts = self.plan(ceiling, bounds)
         answer = await self._store.reserve(
             HoldRequest(
                 hold_id=context.event_id,
@@ -94,6 +99,15 @@ class CreditBalanceGuard:
                 return admit(ceiling, bounds, amounts.wanted, amount)
             case Refused():
                 return answer
+
+    def foresee(self, credit: Credit, ceiling: Ceiling, bounds: Bounds) -> Admitted | Refused:
+        """What `hold` would answer to a call of an account with this credit; holds nothing."""
+        amounts = self.plan(ceiling, bounds)
+        match credit.grant(amounts.minimum, amounts.wanted):
+            case Granted(amount):
+                return admit(ceiling, bounds, amounts.wanted, amount)
+            case Refused() as refused:
+                return refused
 
     async def raise_hold(
         self, context: BillingContext, ceiling: Ceiling, bounds: Bounds, admitted: Admitted

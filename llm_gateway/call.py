@@ -43,8 +43,9 @@ if TYPE_CHECKING:
     from billing.keys import KeyInfo
     from billing.limits import TakeRequest
     from llm_gateway.front import Front, Headers
-    from llm_gateway.gateway import Gateway, Quote, Target
+    from llm_gateway.gateway import Gateway
     from llm_gateway.identity import Caller
+    from llm_gateway.quoting import Quote, Target
     from llm_gateway.tokens import Count
     from llm_gateway.upstream import Exchange
 
@@ -138,7 +139,7 @@ class Call:
         caller = await self._identify()
         self._tells_cost = caller.include_cost
         request = chat.parse(await self._read_body())
-        quote = self._gateway.quote(caller, request, self.event_id, self.started_at)
+        quote = self._gateway.quoter.quote(caller, request, self.event_id, self.started_at)
         if caller.key.has_limits:
             await self._take(caller.key, quote)
         await self._hold(quote)
@@ -646,7 +647,7 @@ class Call:
         assert self._target is not None
         assert self._quote is not None
         if self._input is None:
-            self._input = self._gateway.count_input(self._quote.request, self._target)
+            self._input = self._gateway.quoter.count_input(self._quote.request, self._target)
         return self._input
 
     def _hold_watch(self, meter: StreamMeter) -> HoldWatch | None:

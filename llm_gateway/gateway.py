@@ -8,25 +8,17 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from billing.books import BooksStaleError, NoBookError
-from billing.context import BillingContext
-from billing.guard import Bounds
 from billing.holds import GuardUnavailableError, HoldBeat
 from billing.limits import Limits, TakeRequest
 from billing.limits.bucket import effective
 from llm_gateway import clock, errors
 from llm_gateway.call import Call
 from llm_gateway.config import SceneConfig
-from llm_gateway.dialects import chat
-from llm_gateway.identity import may_use_model
 from llm_gateway.logs import CallLine
+from llm_gateway.quoting import Quoter
 from llm_gateway.relay import JsonBudget
-from llm_gateway.routing import Route, route
-from llm_gateway.tokens import COUNTED_BYTES_MAX, Count
+from llm_gateway.tokens import COUNTED_BYTES_MAX
 from llm_gateway.verdict import Policy
-from pricing_rules.lint import near_rule_toml
-from pricing_rules.match import holds, match
-from pricing_rules.price import Ceiling, Factors, UnlistedServiceTierError, ceiling_of, factors_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -40,43 +32,20 @@ if TYPE_CHECKING:
     from billing.settlement.outbox import Outbox
     from llm_gateway.config import Config
     from llm_gateway.front import Front, Headers
-    from llm_gateway.identity import Caller
     from llm_gateway.logs import LineWriter
     from llm_gateway.metrics import Metrics
+    from llm_gateway.quoting import Quote, Target
     from llm_gateway.tokens import TokenCounter
     from llm_gateway.upstream import Upstream
-    from pricing_rules.book import Book, Rule
 
 CHAT_COMPLETIONS: Final = b"/v1/chat/completions"
 JSON_ANSWERS_BYTES_MAX: Final = 256 * 1024 * 1024  # of all buffered JSON answers together
 DRAINS_MAX: Final = 64  # abandoned streams that are read on at once
 DRAIN_SECONDS_MAX: Final = 120.0
-# What the chat template adds to each message:
-# https://cookbook.openai.com/examples/how_to_count_tokens_with_tiktoken
-TEMPLATE_TOKENS: Final = 3
 HEARTBEAT_SECONDS: Final = 2.0
 BYTES_PER_TOKEN: Final = 4  # of input, for limits: what is wrong about it is put right at the end
 
 _log = logging.getLogger(__name__)
-
-
-class Target(msgspec.Struct, frozen=True, kw_only=True):
-    """One way to serve a call, priced: the route, the rule, and what is to be held for it."""
-
-    route: Route
-    scene: str
-    rule: Rule
-    factors: Factors  # of the hour and the service tier, fixed at admission as the rule is
-    ceiling: Ceiling
-    bounds: Bounds
-
-
-class Quote(msgspec.Struct, frozen=True, kw_only=True):
-    """What a call may cost, fixed at admission: book, rules and targets in the order they are tried."""
-
-    request: chat.ChatRequest
-    context: BillingContext
-    targets: tuple[Target, ...]
 
 
 class Gateway:
@@ -108,6 +77,7 @@ class Gateway:
         self.upstreams = upstreams
         self.tokens = tokens
         self.metrics = metrics
+        self.quoter = Quoter(config, books, tokens)
         self._log = log
         self._is_alive = is_alive  # None: nobody else can take this process for dead
         self.policy = Policy(
@@ -150,104 +120,6 @@ class Gateway:
         if self._is_alive is not None and not self._is_alive():
             raise errors.DatabaseUnavailableError  # the registry could not be told that we live
 
-    def quote(
-        self, caller: Caller, request: chat.ChatRequest, event_id: str, started_at: int
-    ) -> Quote:
-        """Route and price a call before anything is sent.
-
-        Raises ModelNotAllowedError, ModelNotFoundError, NoPriceRuleError, UnboundedCostError,
-        BooksStaleError, ProviderOffError.
-        """
-        if not may_use_model(caller.key, request.model):
-            raise errors.ModelNotAllowedError(request.model)
-        try:
-            version, book = self.books.current(started_at)
-        except (BooksStaleError, NoBookError):
-            raise errors.BooksStaleError from None
-        routes = route(self.config, request.model)
-        targets = self._targets(book, caller.scene, request, routes, started_at)
-        if not targets:
-            raise self._no_rule(caller.scene, routes[0])
-        first = targets[0]
-        context = BillingContext(
-            event_id=event_id,
-            account=caller.account,
-            key_id=caller.key.key_id,
-            app=caller.key.app,
-            scene=caller.scene,
-            provider=first.route.provider.name,
-            model_requested=request.model,
-            model_sent=first.route.model_sent,
-            run_id=caller.run_id,
-            client_request_id=caller.client_request_id,
-            book=version,
-            rule=first.rule.id,
-            started_at=started_at,
-        )
-        return Quote(
-            request=request,
-            context=context,
-            targets=tuple(targets),
-        )
-
-    def _targets(
-        self, book: Book, scene: str, request: chat.ChatRequest, routes: list[Route], at: int
-    ) -> list[Target]:
-        """The priced routes; a fallback without a price for the service tier asked for is left out.
-
-        Raises UnboundedCostError if it is the first that has none: a client must not choose a tier
-        that costs us more than its rule asks of the account.
-        """
-        targets: list[Target] = []
-        for one in routes:
-            try:
-                target = self._target(book, scene, request, one, at)
-            except UnlistedServiceTierError as unlisted:
-                if targets:
-                    continue
-                raise errors.UnboundedCostError(str(unlisted), param="service_tier") from None
-            if target is not None:
-                targets.append(target)
-        return targets
-
-    def _target(
-        self, book: Book, scene: str, request: chat.ChatRequest, one: Route, at: int
-    ) -> Target | None:
-        """Raises UnlistedServiceTierError."""
-        rule = match(book, scene, one.provider.name, one.model_sent, at)
-        if rule is None and self.config.pricing.unknown_model == "fallback":
-            rule = self._fallback_rule(book, at)
-        if rule is None:
-            return None
-        bounds = Bounds(
-            input_tokens=chat.input_bound(request, one.model),
-            choices=request.n,
-            client_limit=request.limit,
-            model_max_output=one.model.max_output_tokens,
-            # What an answer does not use of a prediction is billed as output, beside the limit:
-            # https://platform.openai.com/docs/guides/predicted-outputs
-            extra_output=request.n * request.prediction_bytes,
-        )
-        factors = factors_of(rule, at, request.service_tier)
-        return Target(
-            route=one,
-            scene=scene,
-            rule=rule,
-            factors=factors,
-            ceiling=ceiling_of(rule, factors),
-            bounds=bounds,
-        )
-
-    def _fallback_rule(self, book: Book, at: int) -> Rule | None:
-        wanted = self.config.pricing.fallback_rule
-        found = next((r for r in book.rules if r.id == wanted and r.status == "active"), None)
-        return found if found is not None and holds(found, at) else None
-
-    def _no_rule(self, scene: str, one: Route) -> errors.NoPriceRuleError:
-        provider, model = one.provider.name, one.model_sent
-        toml = near_rule_toml(scene, provider, model)
-        return errors.NoPriceRuleError(scene=scene, provider=provider, model=model, rule_toml=toml)
-
     def take_request(self, key: KeyInfo, quote: Quote) -> TakeRequest:
         """What a call asks of the limits of its key: its input, about, and the output it may have."""
         bounds, sent = quote.targets[0].bounds, quote.request.input_bytes
@@ -273,18 +145,6 @@ class Gateway:
     def scene(self, name: str) -> SceneConfig:
         """The settings of a scene; the defaults if the file does not name it."""
         return self._scenes.get(name) or SceneConfig(name=name)
-
-    def count_input(self, request: chat.ChatRequest, target: Target) -> Count:
-        """About how many tokens the input of a request has, for answers that report no usage."""
-        prompt = chat.prompt(request)
-        count = self.tokens.count(target.route.model_sent, prompt.text)
-        model = target.route.model
-        others = (
-            request.images * (model.image_tokens_max or 0)
-            + request.audios * (model.audio_tokens_max or 0)
-            + request.files * (model.file_tokens_max or 0)
-        )
-        return Count(count.tokens + TEMPLATE_TOKENS * prompt.messages + others, count.source)
 
     def text_bytes_to_count(self, model: str) -> int:
         """How much text of an answer to keep for counting; 0 where bytes are all there is to go by."""

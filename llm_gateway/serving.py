@@ -40,6 +40,7 @@ from llm_gateway.api.litestar import (
 from llm_gateway.app import build_first_start, build_gateway, redis_view, secrets_of
 from llm_gateway.credentials import CredentialsError
 from llm_gateway.data_lock import DataInUseError, DataLock
+from llm_gateway.estimate import Estimator
 from llm_gateway.front import Front, front_class
 from llm_gateway.gateway import HEARTBEAT_SECONDS
 from llm_gateway.logs import configure, writer_for_stderr
@@ -336,6 +337,17 @@ def _api_state(parts: Parts, token: str, neighbours: Neighbours | None) -> ApiSt
         now_ms=clock.now_ms,
         new_event_id=clock.new_event_id,
         offers=lambda: _offers(parts.config),
+        quoter=parts.gateway.quoter,
+        estimator=Estimator(
+            quoter=parts.gateway.quoter,
+            guard=parts.gateway.guard,
+            database=parts.database,
+            accounts=parts.accounts,
+            body_bytes_max=parts.config.server.body_bytes_max,
+            now_ms=clock.now_ms,
+            check_admitting=parts.gateway.check_admitting,
+            held_elsewhere=view,
+        ),
         ops=OpsState(
             metrics=neighbours.render if neighbours is not None else own_figures,
             readiness=lambda: _readiness(parts),
@@ -350,8 +362,7 @@ def _offers(config: Config) -> list[ModelOffer]:
         targets = tuple(
             (each.provider, each.model) for each in model.targets if each.provider in on
         )
-        if targets:
-            offers.append(ModelOffer(name=model.name, targets=targets))
+        offers.append(ModelOffer(name=model.name, targets=targets))
     return offers
 
 

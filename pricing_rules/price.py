@@ -281,7 +281,7 @@ def _times(one: Multiplier, other: Multiplier) -> Multiplier:
     if one is ONE:
         return other
     numerator, denominator = one.numerator * other.numerator, one.denominator * other.denominator
-    text = _decimal(numerator, denominator)
+    text = decimal_text(numerator, denominator)
     return Multiplier(text=text, numerator=numerator, denominator=denominator)
 
 
@@ -290,12 +290,12 @@ def _line(kind: str, quantity: int, text: str, factor: Multiplier, exact: tuple[
         kind=kind,
         quantity=quantity,
         rate=text,
-        micro_credits=_decimal(*exact),
+        micro_credits=decimal_text(*exact),
         factor=factor.text,
     )
 
 
-def _decimal(numerator: int, denominator: int) -> str:
+def decimal_text(numerator: int, denominator: int) -> str:
     """The exact decimal text of a fraction whose denominator is a power of ten."""
     whole, rest = divmod(numerator, denominator)
     digits = str(rest).zfill(len(str(denominator)) - 1).rstrip("0")

@@ -12,6 +12,7 @@ from billing.backlog import HeldCredit
 from billing.db.session import Database
 from billing.db.tables import accounts, ledger_entries, outbox, processes, quarantine, usage
 from billing.holds import GuardUnavailableError
+from billing.holds.ledger_view import SqlLedgerView
 from billing.holds.redis_connection import (
     RedisAddress,
     RedisConnection,
@@ -31,7 +32,7 @@ from billing.holds.scripts import (
 )
 from billing.lists import Page, PageRequest, make_page
 from billing.settlement.desk import StoredHold
-from billing.settlement.late_finals import LOST_SPOOL_MS
+from billing.settlement.late_finals import LOST_SPOOL_MS, oldest_late_final
 from billing.settlement.reconcile import GuardAudit, Violation
 
 SCAN_KEYS: Final = 1_000
@@ -91,6 +92,7 @@ class _Account(msgspec.Struct, frozen=True, kw_only=True):
     """An account as Redis has it, at one moment."""
 
     account: str
+    epoch: int | None  # None: it is not there
     seq: int
     balance: int
     held: int
@@ -150,6 +152,21 @@ class RedisView:
             for held in await asyncio.gather(*asked):
                 total += int(held) if isinstance(held, bytes) else 0
         return total
+
+    async def credit(self, account: str) -> tuple[int, int]:
+        """Balance and held micro-credits of an account, by which Redis would decide on a call.
+
+        One that is not there now is read as it would be brought in.
+        """
+        ledger = SqlLedgerView(self._database)
+        guard, found = await ledger.guard(), await self._look(account)
+        if guard is not None and found.epoch == guard.epoch:
+            return found.balance, found.held
+        since = oldest_late_final(self._now_ms(), self._call_ms_max)
+        snapshot = await ledger.snapshot(account, residuals_since=since)
+        if snapshot is None:
+            return 0, 0
+        return snapshot.balance, sum(hold.amount for hold in snapshot.holds)
 
     async def audit(self) -> GuardAudit:
         """R6: sums of holds, balances at the ledger's seq, and holds that nobody waits for.
@@ -287,7 +304,10 @@ class RedisView:
             _hold(account, hold_id, head)
             for hold_id, head in zip(words[4::2], words[5::2], strict=True)
         )
-        return _Account(account=account, seq=seq, balance=balance, held=held, holds=holds)
+        epoch = int(words[0]) if words[0] and words[2] else None
+        return _Account(
+            account=account, epoch=epoch, seq=seq, balance=balance, held=held, holds=holds
+        )
 
 
 def _hold(account: str, hold_id: str, head: str) -> HeldCredit:

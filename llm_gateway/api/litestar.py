@@ -15,6 +15,7 @@ from llm_gateway.api import problems
 from llm_gateway.api.admin.router import admin_router
 from llm_gateway.api.bodies import StrictRequest
 from llm_gateway.api.documented import JsonDocument, YamlDocument
+from llm_gateway.api.estimates import estimate_router
 from llm_gateway.api.models import models_router
 from llm_gateway.api.ops import HealthController, MetricsController
 from llm_gateway.api.state import ApiState, Dependency, ModelOffer, OpsState, Surface
@@ -30,7 +31,7 @@ __all__ = [
     "create_watch_api",
 ]
 
-BODY_BYTES_MAX: Final = 256 * 1024  # price books have a limit of their own
+BODY_BYTES_MAX: Final = 256 * 1024  # price books and calls have limits of their own
 
 
 def create_api(state: ApiState, surface: Surface = Surface.ALL) -> Litestar:
@@ -49,7 +50,7 @@ def create_api(state: ApiState, surface: Surface = Surface.ALL) -> Litestar:
             message["headers"] = [*message["headers"], (b"x-request-id", event_id.encode())]
 
     return Litestar(
-        route_handlers=_handlers(surface),
+        route_handlers=_handlers(surface, state),
         dependencies={"api": Provide(api, sync_to_thread=False), "ops": _provide(state.ops)},
         state=State({"api": state}),  # for guards, which are handed no dependency
         exception_handlers={Exception: problems.answer},
@@ -93,10 +94,11 @@ def create_watch_api(state: OpsState) -> Litestar:
     )
 
 
-def _handlers(surface: Surface) -> list[ControllerRouterHandler]:
+def _handlers(surface: Surface, state: ApiState) -> list[ControllerRouterHandler]:
     handlers: list[ControllerRouterHandler] = [HealthController]
     if Surface.PUBLIC in surface:
-        handlers += [models_router(), store_router()]
+        estimates = estimate_router(state.estimator.body_bytes_max)
+        handlers += [models_router(), estimates, store_router()]
     if Surface.OPERATIONS in surface:
         handlers += [MetricsController, admin_router()]
     return handlers

@@ -6,15 +6,13 @@ from litestar import Controller, Router, get
 from litestar.di import NamedDependency, Provide
 from litestar.params import FromPath
 
-from billing.keys import KeyInfo
 from llm_gateway import errors
 from llm_gateway.api.deps import provide_reader
 from llm_gateway.api.state import ApiState, ModelOffer
-from llm_gateway.api.views.models import ModelList, ModelView
+from llm_gateway.api.views.models import ModelList, ModelView, model_pricing_view
 from llm_gateway.identity import Caller, may_use_model
 from pricing_rules import globs
 from pricing_rules.book import Book
-from pricing_rules.match import match
 
 ANY_MODEL = "*"
 
@@ -26,10 +24,8 @@ class ModelsController(Controller):
     async def list_models(
         self, api: NamedDependency[ApiState], reader: NamedDependency[Caller]
     ) -> ModelList:
-        """List the models that this key can call."""
-        now_ms = api.now_ms()
-        _, book = api.books.current(now_ms)
-        return ModelList(data=callable_models(api.offers(), book, reader.scene, reader.key, now_ms))
+        """List the models that this key can call, with what they cost it."""
+        return ModelList(data=callable_models(api, reader))
 
     @get("/{model_id:path}")
     async def get_model(
@@ -40,10 +36,7 @@ class ModelsController(Controller):
     ) -> ModelView:
         """Get one model; names may hold slashes."""
         name = model_id.removeprefix("/")
-        now_ms = api.now_ms()
-        _, book = api.books.current(now_ms)
-        models = callable_models(api.offers(), book, reader.scene, reader.key, now_ms)
-        for model in models:
+        for model in callable_models(api, reader):
             if model.id == name:
                 return model
         raise errors.ModelNotFoundError(name)
@@ -59,29 +52,32 @@ def models_router() -> Router:
     )
 
 
-def callable_models(
-    offers: Sequence[ModelOffer], book: Book, scene: str, key: KeyInfo, at: int
-) -> list[ModelView]:
-    """The models that are offered, priced for the scene, and open to the key, by name. Pure.
+def callable_models(api: ApiState, reader: Caller) -> list[ModelView]:
+    """The models that are offered, priced for the scene, and open to the key, by name."""
+    at = api.now_ms()
+    version, book = api.books.current(at)
+    models: list[ModelView] = []
+    for name, targets in sorted(_offered(api.offers(), book).items()):
+        if not may_use_model(reader.key, name):
+            continue
+        for provider, model in targets:
+            sent = name if model == ANY_MODEL else model
+            if rule := api.quoter.rule(book, reader.scene, provider, sent, at):
+                pricing = model_pricing_view(rule, version, at)
+                models.append(ModelView(id=name, owned_by=provider, pricing=pricing))
+                break  # the others are for when it fails
+    return models
 
-    `at`: for when they are to be priced, milliseconds since the epoch.
-    """
-    found: dict[str, ModelView] = {}
-    for offer in offers:
-        names = _named_by_rules(offer, book) if offer.name == ANY_MODEL else [offer.name]
-        for name in names:
-            provider = _priced_by(offer, book, scene, name, at)
-            if provider and may_use_model(key, name):
-                found.setdefault(name, ModelView(id=name, owned_by=provider))
-    return [found[name] for name in sorted(found)]
+
+_Targets = tuple[tuple[str, str], ...]
 
 
-def _priced_by(offer: ModelOffer, book: Book, scene: str, name: str, at: int) -> str:
-    """The first provider whose model has a price, "" if none has."""
-    for provider, model in offer.targets:
-        if match(book, scene, provider, name if model == ANY_MODEL else model, at):
-            return provider
-    return ""
+def _offered(offers: Sequence[ModelOffer], book: Book) -> dict[str, _Targets]:
+    """Who serves each model; as for a call, the entry of that very name comes before "*"."""
+    passed = [offer for offer in offers if offer.name == ANY_MODEL]
+    named = {offer.name: offer.targets for offer in offers if offer.name != ANY_MODEL}
+    by_rules = {name: offer.targets for offer in passed for name in _named_by_rules(offer, book)}
+    return by_rules | named
 
 
 def _named_by_rules(offer: ModelOffer, book: Book) -> list[str]:

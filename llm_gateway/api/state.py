@@ -13,6 +13,8 @@ from billing.db.session import Database
 from billing.keys import Keys
 from billing.settlement.desk import Desk
 from billing.settlement.reconcile import Reconciler
+from llm_gateway.estimate import Estimator
+from llm_gateway.quoting import Quoter
 from llm_gateway.secret import Secret
 from llm_gateway.shop import Shop
 
@@ -28,8 +30,9 @@ class Surface(Flag):
 class ModelOffer(msgspec.Struct, frozen=True, kw_only=True):
     """A name that clients may ask for, and the (provider, model) pairs that serve it.
 
-    "*" as name offers every model that a rule names exactly for one of its providers; "*" as a
-    pair's model is the name asked for.
+    "*" as name offers every model that a rule names exactly for one of its providers and that has no
+    entry of its own; "*" as a pair's model is the name asked for. Without a pair all its providers
+    are off.
     """
 
     name: str
@@ -67,4 +70,6 @@ class ApiState(msgspec.Struct, frozen=True, kw_only=True):
     now_ms: Callable[[], int]
     new_event_id: Callable[[int], str]
     offers: Callable[[], Sequence[ModelOffer]]
+    quoter: Quoter
+    estimator: Estimator
     ops: OpsState

@@ -11,6 +11,7 @@ from llm_gateway import clock
 from llm_gateway.api.litestar import ApiState, Dependency, OpsState, create_api
 from llm_gateway.secret import Secret
 from tests.support.control import BOOK, Control, control
+from tests.support.estimates import estimator_of, quoter_of
 
 ADMIN_TOKEN = "admin-token-of-the-test"
 
@@ -74,5 +75,7 @@ def _state(plane: Control) -> ApiState:
         now_ms=plane.clock.now_ms,
         new_event_id=clock.new_event_id,
         offers=lambda: (),
+        quoter=quoter_of(plane),
+        estimator=estimator_of(plane),
         ops=OpsState(metrics=_no_metrics, readiness=_ready),
     )

@@ -17,6 +17,7 @@ from llm_gateway.api.litestar import (
 )
 from llm_gateway.secret import Secret
 from tests.support.control import BOOK, Control, control
+from tests.support.estimates import SETTINGS, estimator_of, quoter_of
 
 ADMIN_TOKEN = "admin-token-of-the-test"
 ADMIN = {"Authorization": f"Bearer {ADMIN_TOKEN}"}
@@ -38,6 +39,7 @@ class Api:
         self.metrics: Callable[[], str] = lambda: "gateway_calls_total 1\n"
         self.admin_token: Secret | None = Secret(ADMIN_TOKEN)
         self.mock_payments = False
+        self.settings = SETTINGS
 
     def client(self, surface: Surface = Surface.ALL) -> httpx2.AsyncClient:
         """A client of a new app with the endpoints of `surface`."""
@@ -64,6 +66,8 @@ class Api:
             now_ms=plane.clock.now_ms,
             new_event_id=clock.new_event_id,
             offers=lambda: self.offers,
+            quoter=quoter_of(plane, self.settings),
+            estimator=estimator_of(plane, self.settings),
             ops=OpsState(metrics=metrics, readiness=readiness),
         )
         transport = httpx2.ASGITransport(

@@ -14,6 +14,8 @@ from billing.keys import KeyKind, NewKey
 from llm_gateway.api.litestar import ModelOffer
 from pricing_rules.usage import Usage
 from tests.support.api import Api, serve_api
+from tests.support.control import BOOK
+from tests.support.estimates import FALLING_BACK
 
 CREDIT = 1_000_000
 STORE = (
@@ -245,7 +247,100 @@ async def test_models_are_priced_ones_and_need_no_credit(api: Api) -> None:
         models = (await client.get("/v1/models", headers=headers)).json()
         one = (await client.get("/v1/models/mini", headers=headers)).json()
     assert models == {"object": "list", "data": [one]}
+    pricing = one.pop("pricing")
     assert one == {"id": "mini", "object": "model", "created": 0, "owned_by": "echo"}
+    # 2.50, 1.25 and 10.00 USD per 1M tokens, at 100 credits per USD
+    assert pricing == {
+        "book": 1,
+        "rule_id": "echo-mini",
+        "currency": "USD",
+        "credits_per_unit": "100",
+        "free": False,
+        "credits_per_1m_tokens": {
+            "input": "250",
+            "cached_input": "125",
+            "cache_write_5m": "250",
+            "cache_write_1h": "250",
+            "audio_input": "250",
+            "image_input": "250",
+            "output": "1000",
+            "reasoning": "1000",
+            "audio_output": "1000",
+        },
+        "credits_each": {
+            "call": "0",
+            "image": "0",
+            "second": "0",
+            "character": "0",
+            "search": "0",
+        },
+        "minimum_charge_credits": "0",
+        "tiers": [],
+        "has_hours": False,
+        "hours_factor": "1",
+        "service_tiers": {},
+    }
+
+
+async def test_prices_of_models_have_tiers_hours_and_fees(api: Api) -> None:
+    more = """
+[[rule]]
+id = "dear-mini"
+provider = "echo"
+model = "mini"
+priority = 1
+input = "0.5"
+output = "1.5"
+reasoning = "2"
+per_call = "0.001"
+per_image = "0.02"
+minimum_charge = "0.003"
+tiers = [{ over_input_tokens = 200000, input = "1" }]
+hours = [{ tz = "UTC", from = "00:00", to = "24:00", multiply = "2" }]
+service_tiers = { flex = "0.5" }
+"""
+    await api.load_book(BOOK + more)
+    headers = await api.user()
+    async with api.client() as client:
+        pricing = (await client.get("/v1/models/mini", headers=headers)).json()["pricing"]
+    base = pricing["credits_per_1m_tokens"]
+    assert (base["input"], base["cached_input"], base["output"]) == ("50", "50", "150")
+    assert base["reasoning"] == "200"
+    assert (pricing["credits_each"]["call"], pricing["credits_each"]["image"]) == ("0.1", "2")
+    assert pricing["minimum_charge_credits"] == "0.3"
+    [tier] = pricing["tiers"]
+    assert tier["from_input_tokens"] == 200_001
+    assert (tier["credits_per_1m_tokens"]["input"], tier["credits_per_1m_tokens"]["output"]) == (
+        "100",
+        "150",
+    )
+    assert (pricing["has_hours"], pricing["hours_factor"]) == (True, "2")
+    assert pricing["service_tiers"] == {"flex": "0.5"}
+
+
+async def test_models_without_a_rule_have_the_price_of_the_fallback_rule(api: Api) -> None:
+    api.settings = FALLING_BACK
+    await api.load_book()
+    headers = await api.user()
+    async with api.client() as client:
+        models = (await client.get("/v1/models", headers=headers)).json()["data"]
+    rules = {model["id"]: model["pricing"]["rule_id"] for model in models}
+    assert rules == dict.fromkeys(
+        ("agent-model", "disabled-model", "mini", "unpriced"), "echo-mini"
+    )
+
+
+@pytest.mark.parametrize("own", [(("other", "mini"),), ()])
+async def test_an_entry_of_its_own_comes_before_the_pass_through(
+    api: Api, own: tuple[tuple[str, str], ...]
+) -> None:
+    """Also one without a price, or whose providers are off: the call would be refused."""
+    passing = ModelOffer(name="*", targets=(("echo", "*"),))
+    api.offers = (passing, ModelOffer(name="mini", targets=own))
+    await api.load_book()
+    headers = await api.user()
+    async with api.client() as client:
+        assert (await client.get("/v1/models", headers=headers)).json()["data"] == []
 
 
 async def test_models_follow_scene_and_key(api: Api) -> None:
