@@ -7,6 +7,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 
@@ -20,7 +21,7 @@ from billing.accounts import (
     UnknownAccountError,
     is_account_id,
 )
-from billing.charges import Settlement, explain_charge
+from billing.charges import CONSIDERED_MAX, Settlement, explain_charge
 from billing.context import BillingContext, encode_context
 from billing.events import ChargeEvent, Finish, Revision, UsageNotes, UsageQuality, UsageSource
 from billing.holds import Granted, HoldRequest, Refused
@@ -433,6 +434,82 @@ async def test_explanation_adds_up(plane: Control) -> None:
     assert pricing.rule.id == "echo-mini"
     assert [one.rule.id for one in pricing.considered if one.won] == ["echo-mini"]
     assert any(one.rule.id == "agent-mini" for one in pricing.considered if not one.won)
+
+
+@pytest.mark.parametrize(
+    ("raw_usage", "told"),
+    [
+        (b'{"cost":0.0012}', "0.0012"),
+        (b'{"cost":1e-7}', "0.0000001"),
+        (b'{"cost":0}', "0"),
+        (b'{"cost":{"total_cost":0.006,"request_cost":0.005}}', "0.006"),
+        (b'{"cost":{"request_cost":0.005}}', None),
+        (b'{"cost":null}', None),
+        (b'{"cost":"free"}', None),
+        (b'{"cost":1e1000000}', None),
+        (b"[1]", None),
+        (b"", None),
+    ],
+)
+async def test_the_cost_that_the_provider_told_is_kept_apart(
+    plane: Control, raw_usage: bytes, told: str | None
+) -> None:
+    await plane.books.load_first(BOOK, actor="test")
+    finish = replace(_finish("c1"), notes=UsageNotes(raw_usage=raw_usage))
+    await plane.hot.record(finish)
+    charge = await explain_charge(plane.database, plane.books, "ada", "c1")
+    assert charge is not None
+    assert (charge.provider_cost, charge.amount) == (told, AMOUNT)
+
+
+async def test_the_conditions_of_a_price_are_explained(plane: Control) -> None:
+    conditions = """output = "10.00"
+tiers = [{ from_input_tokens = 14, output = "20.00" }]
+hours = [{ tz = "UTC", from = "00:00", to = "24:00", multiply = "3" }]
+service_tiers = { flex = "0.5" }"""
+    await plane.books.load_first(BOOK.replace('output = "10.00"', conditions), actor="test")
+    # (11 x 250 + 3 x 125 + 2 x 2,000) x 3 x 0.5 = 7,125 x 1.5
+    await plane.hot.record(_finish("c1", amount=10_688))
+    charge = await explain_charge(plane.database, plane.books, "ada", "c1")
+    assert charge is not None
+    assert charge.pricing is not None
+    pricing = charge.pricing
+    assert (pricing.exact, pricing.computed, pricing.rounding) == ("10687.5", 10_688, "0.5")
+    assert pricing.from_input_tokens == 14
+    factors = pricing.factors
+    assert (factors.hours.text, factors.service_tier, factors.service.text) == ("3", "flex", "0.5")
+    assert {line.factor for line in pricing.lines} == {"1.5"}
+
+
+async def test_a_charge_by_the_fallback_rule_says_so(plane: Control) -> None:
+    await plane.books.load_first(BOOK, actor="test")
+    finish = _finish("c1")
+    context = replace(finish.event.context, model_sent="of no rule")
+    await plane.hot.record(replace(finish, event=replace(finish.event, context=context)))
+    charge = await explain_charge(plane.database, plane.books, "ada", "c1")
+    assert charge is not None
+    assert charge.pricing is not None
+    first, *others = charge.pricing.considered
+    assert (first.rule.id, first.won) == ("echo-mini", True)
+    assert "fallback_rule" in first.why
+    assert "echo-mini" not in {each.rule.id for each in others}
+
+
+async def test_of_many_rules_the_nearest_are_explained(plane: Control) -> None:
+    rule = '[[rule]]\nid = "r{0}"\nprovider = "echo"\nmodel = "m{0}"\ninput = "1"\noutput = "1"\n'
+    many = "".join(rule.format(number) for number in range(2 * CONSIDERED_MAX))
+    lost = rule.format("-any").replace('"m-any"', '"*"')
+    await plane.books.load_first(BOOK + many + lost, actor="test")
+    await plane.hot.record(_finish("c1"))
+    charge = await explain_charge(plane.database, plane.books, "ada", "c1")
+    assert charge is not None
+    assert charge.pricing is not None
+    shown = [each.rule.id for each in charge.pricing.considered]
+    # The winner, one that matches and is wider, one of another scene, then those of other models.
+    assert shown[:3] == ["echo-mini", "r-any", "agent-mini"]
+    assert len(shown) == CONSIDERED_MAX
+    # All 100 and the book's disabled one, but for the 47 that are shown.
+    assert charge.pricing.considered_left_out == 2 * CONSIDERED_MAX + 1 - (CONSIDERED_MAX - 3)
 
 
 async def test_cancelled_call_is_explained(plane: Control) -> None:

@@ -8,12 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from billing.context import decode_context
+from billing.db.decide import Credit
 from billing.db.engine import Engine
 from billing.guard import Admitted, Bounds, CreditBalanceGuard, Plan, admit, plan
 from billing.holds import GuardUnavailableError, Refused
 from billing.holds.database import DatabaseHoldStore
 from pricing_rules.price import Ceiling
-from tests.support.money import context, hot_database, migrated, new_id, purchase, rows
+from tests.support.money import context, hold, hot_database, migrated, new_id, purchase, rows
 
 # 2 micro-credits per input token, 8 per output token, 5 per call.
 RATES = Ceiling(input_rate=2, output_rate=8, fee=5, denominator=1)
@@ -134,6 +135,22 @@ class TestGuard:
         await hot.post([purchase(536)])
         refused = await guard.hold(context(new_id()), RATES, bounds(100))
         assert refused == Refused(reason="insufficient", balance=536, held=0, needed=537)
+
+    @pytest.mark.parametrize("balance", [0, 536, 537, 600, 824, 825, 10_000])
+    @pytest.mark.parametrize("held", [0, 1, 300])
+    async def test_what_is_foreseen_is_what_then_happens(
+        self, hot: Engine, guard: CreditBalanceGuard, balance: int, held: int
+    ) -> None:
+        if balance:
+            await hot.post([purchase(balance)])
+        if held := min(held, balance):
+            await hot.reserve(hold(new_id(), minimum=held, wanted=held))
+        foreseen = guard.foresee(Credit(balance, held, 0), RATES, bounds(100))
+        assert foreseen == await guard.hold(context(new_id()), RATES, bounds(100))
+
+    def test_a_suspended_account_is_foreseen_as_refused(self, guard: CreditBalanceGuard) -> None:
+        foreseen = guard.foresee(Credit(10_000, 5, 1), RATES, bounds(100))
+        assert foreseen == Refused(reason="suspended", balance=10_000, held=5, needed=537)
 
     async def test_a_dearer_fallback_raises_the_hold_or_is_refused(
         self, hot: Engine, guard: CreditBalanceGuard

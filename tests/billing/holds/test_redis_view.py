@@ -101,11 +101,39 @@ async def test_a_hold_that_nobody_was_told_of_is_named(redis: RedisServer, tmp_p
         } == {"R6": [ended]}
 
 
+async def test_credit_is_what_a_call_would_be_judged_by(redis: RedisServer, tmp_path: Path) -> None:
+    async with guards(redis, tmp_path) as money:
+        view = view_of(money)
+        assert await view.credit("nobody") == (0, 0)
+        await money.buy(1_000)
+        # Not in Redis yet: as it would be brought in, with what is charged and not yet posted.
+        await money.hot.record(charge(new_id(), 70))
+        assert await view.credit("alice") == (1_000, 70)
+        await money.reserve(300)
+        assert await view.credit("alice") == (1_000, 370)
+        await money.settle()
+        assert await view.credit("alice") == (930, 300)
+        refused = await money.refusal(701)
+        assert (refused.balance, refused.held) == (930, 300)
+
+
+async def test_credit_of_before_a_loss_is_not_believed(redis: RedisServer, tmp_path: Path) -> None:
+    async with guards(redis, tmp_path) as money:
+        await money.buy(1_000)
+        await money.reserve(300)
+        name, _ = keys_of("alice")
+        await redis.ask("HSET", name, "epoch", 999, "balance", 5_000)
+        balance, _ = await view_of(money).credit("alice")
+        assert balance == 1_000
+
+
 async def test_redis_that_is_away_is_said(redis: RedisServer, tmp_path: Path) -> None:
     async with guards(redis, tmp_path) as money:
         await money.store.close()
         with pytest.raises(GuardUnavailableError):
             await view_of(money).audit()
+        with pytest.raises(GuardUnavailableError):
+            await view_of(money).credit("alice")
 
 
 async def test_a_hold_in_redis_is_released_once_its_process_is_dead(
