@@ -103,37 +103,40 @@ async def consumption(database: Database, question: Question, now: int) -> Consu
         span = await _span(connection, question, now)
         if question.group_by is GroupBy.ACCOUNT:
             # There may be very many: not each of them in each step.
-            by_step = await _ask(connection, question, span, "")
-            groups = await _ask(connection, question, span, "account", steps=False)
+            rows = [
+                *await _ask(connection, question, span, ""),
+                *await _ask(connection, question, span, "account", steps=False),
+            ]
         else:
             column = _COLUMNS.get(question.group_by, "") if question.group_by else ""
-            by_step = groups = await _ask(connection, question, span, column)
-    return _answer(question, span, by_step, groups)
+            rows = await _ask(connection, question, span, column)
+    return _answer(span, rows)
 
 
-_Rows = list[tuple[int, str, Sums]]
+class _Row(msgspec.Struct, frozen=True):
+    """The sums of a step (by its number), or (None) of one of `groups` groups."""
+
+    step: int | None
+    name: str
+    groups: int
+    sums: Sums
 
 
-def _answer(question: Question, span: Span, by_step: _Rows, groups: _Rows) -> Consumption:
-    steps: dict[int, Sums] = {}
-    for step, _, sums in by_step:
-        steps[step] = steps[step] + sums if step in steps else sums
+def _answer(span: Span, rows: list[_Row]) -> Consumption:
+    steps = {row.step: row.sums for row in rows if row.step is not None}
+    named = [row for row in rows if row.step is None]
     totals = Sums()
     for sums in steps.values():
         totals += sums
-    named: dict[str, Sums] = {}
-    if question.group_by is not None:
-        for _, name, sums in groups:
-            named[name] = named[name] + sums if name in named else sums
-    ordered = sorted(named.items(), key=lambda each: (-each[1].amount, -each[1].calls, each[0]))
+    named.sort(key=lambda each: (-each.sums.amount, -each.sums.calls, each.name))
     ends = (*span.edges[1:], span.to_at)
     return Consumption(
         from_at=span.from_at,
         to_at=span.to_at,
         step=span.step,
         totals=totals,
-        groups=tuple(Group(name=name, sums=sums) for name, sums in ordered[:GROUPS_MAX]),
-        groups_left_out=max(0, len(ordered) - GROUPS_MAX),
+        groups=tuple(Group(name=row.name, sums=row.sums) for row in named),
+        groups_left_out=named[0].groups - len(named) if named else 0,
         series=tuple(
             Slice(from_at=begin, to_at=end, sums=steps.get(number, Sums()))
             for number, (begin, end) in enumerate(zip(span.edges, ends, strict=True))
@@ -157,31 +160,45 @@ async def _span(connection: AsyncConnection, question: Question, now: int) -> Sp
 
 async def _ask(
     connection: AsyncConnection, question: Question, span: Span, column: str, *, steps: bool = True
-) -> _Rows:
-    """The sums of each step (its number) and group ("" where nothing is grouped)."""
+) -> list[_Row]:
+    """The sums of each step, and of the dearest groups, if there is a column to group by.
+
+    The table is read once. Names of models may be anything that a client asks for: there can be as
+    many groups as calls, and the database keeps what is left out to itself.
+    """
     name = column or "''"
     own = _OWN if question.account is not None else ""
     where = f"bucket_at >= :from_at AND bucket_at < :to_at{own}"
     source = _RUN if question.run_id else "usage_quarters"
     values: dict[str, object] = {**_whose(question), "from_at": span.from_at, "to_at": span.to_at}
     if not steps:
-        query = f"SELECT 0, {name}, {_SUMS} FROM {source} AS q WHERE {where} GROUP BY 2"  # noqa: S608
+        counted = (
+            f"SELECT 0 AS step, {name} AS name, {_SUMS} FROM {source} AS q WHERE {where} GROUP BY 2"  # noqa: S608
+        )
     elif connection.dialect.name == "postgresql":
         values["edges"] = list(span.edges)
         number = "width_bucket(bucket_at, CAST(:edges AS bigint[])) - 1"
-        query = f"SELECT {number}, {name}, {_SUMS} FROM {source} AS q WHERE {where} GROUP BY 1, 2"  # noqa: S608
+        counted = (
+            f"SELECT {number} AS step, {name} AS name, {_SUMS} FROM {source} AS q"  # noqa: S608
+            f" WHERE {where} GROUP BY 1, 2"
+        )
     else:
         ends = (*span.edges[1:], span.to_at)
         edges = msgspec.json.encode([*zip(span.edges, ends, strict=True)]).decode()
         values = {**_whose(question), "edges": edges}
         # A range of the primary key for each step, one after the other.
-        query = (
-            f"SELECT step.key, {name}, {_SUMS} FROM json_each(:edges) AS step"  # noqa: S608
+        counted = (
+            f"SELECT step.key AS step, {name} AS name, {_SUMS} FROM json_each(:edges) AS step"  # noqa: S608
             f" CROSS JOIN {source} AS q WHERE bucket_at >= step.value ->> 0"
             f" AND bucket_at < step.value ->> 1{own} GROUP BY 1, 2"
         )
+    parts = ([_BY_STEP] if steps else []) + ([_BY_NAME] if column else [])
+    query = f"WITH counted AS MATERIALIZED ({counted}) {' UNION ALL '.join(parts)}"
     rows = (await connection.execute(text(query), values)).all()
-    return [(row[0], row[1], Sums(**dict(zip(ROLLUP_SUMS, row[2:], strict=True)))) for row in rows]
+    return [
+        _Row(row[0], row[1], row[2], Sums(**dict(zip(ROLLUP_SUMS, row[3:], strict=True))))
+        for row in rows
+    ]
 
 
 def _whose(question: Question) -> dict[str, object]:
@@ -205,6 +222,13 @@ _HASHED: Final = (
 )
 _OWN: Final = " AND account = :account"
 _SUMS: Final = ", ".join(f"CAST(SUM({name}) AS BIGINT) AS {name}" for name in ROLLUP_SUMS)
+_BY_STEP: Final = f"SELECT step, '', 0, {_SUMS} FROM counted GROUP BY step"  # noqa: S608
+_BY_NAME: Final = f"""
+    SELECT * FROM (
+        SELECT CAST(NULL AS INTEGER), name, COUNT(*) OVER (), {_SUMS} FROM counted GROUP BY name
+        ORDER BY SUM(amount) DESC, SUM(calls) DESC, name LIMIT {GROUPS_MAX}
+    ) AS dearest
+"""  # noqa: S608
 
 # The calls of a run as rows of the rollup. The partial index wants to be told that there is a run.
 _OF_RUN: Final = """

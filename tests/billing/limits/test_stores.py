@@ -77,15 +77,14 @@ async def test_requests_of_a_minute(place: Place) -> None:
 
 async def test_a_clock_that_is_set_back_keeps_no_key_waiting(shared: Place) -> None:
     """An hour: all that was counted by the other clock is forgotten, and counted anew from now."""
-    limits = {"requests": 2, "tokens": 100}
-    first, second = ask(**limits, needs=50), ask(**limits, needs=50)
+    first, second = ask(requests=2, tokens=100, needs=50), ask(requests=2, tokens=100, needs=50)
     for each in (first, second):
         assert isinstance(await shared.store.take(each), Allowed)
     shared.store.settle(first, 10_000)  # and waits off its debt, else for hours
-    assert isinstance(await shared.store.take(ask(**limits, needs=50)), Limited)
+    assert isinstance(await shared.store.take(ask(requests=2, tokens=100, needs=50)), Limited)
     await shared.forward(-3_600_000)
     shared.store.settle(second, 30)
-    answers = [await shared.store.take(ask(**limits, needs=50)) for _ in range(3)]
+    answers = [await shared.store.take(ask(requests=2, tokens=100, needs=50)) for _ in range(3)]
     assert [type(answer) for answer in answers] == [Allowed, Allowed, Limited]
 
 

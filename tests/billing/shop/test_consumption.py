@@ -9,6 +9,7 @@ import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sqlalchemy import text
 
 from billing.db.invariants import FAILURES
 from billing.events import Finish, UsageNotes, UsageQuality
@@ -138,6 +139,39 @@ async def test_everybody_by_account(shop: Shop) -> None:
         ("ada", 145),
     ]
     assert told.totals.amount == 1145
+
+
+@pytest.mark.parametrize("account", ["ada", None])
+async def test_groups_beyond_a_thousand_stay_in_the_database(
+    shop: Shop, account: str | None
+) -> None:
+    """A client may ask for as many models as it likes, and each would be a group."""
+    insert = (
+        "INSERT INTO usage_quarters (account, bucket_at, key_id, app, scene, provider, model,"
+        " amount, calls) VALUES ('ada', :at, 'key-1', '', 'agent', 'echo', :model, :amount, 1)"
+    )
+    async with shop.database.write() as connection:
+        await connection.execute(
+            text(insert),
+            [
+                {"at": QUARTER_END - QUARTER * (1 + number % 8), "model": f"m{number:04d}",
+                 "amount": number % 1_003}
+                for number in range(2_006)
+            ],
+        )  # fmt: skip
+    for group_by in (GroupBy.MODEL, GroupBy.KEY, GroupBy.ACCOUNT):
+        question = Question(account=account, group_by=group_by, period=Period.WEEK)
+        told = await consumption(shop.database, question, T0)
+        assert (told.totals.amount, told.totals.calls) == (1_005_006, 2_006)
+        if group_by is not GroupBy.MODEL:
+            assert [each.sums for each in told.groups] == [told.totals]
+            assert told.groups_left_out == 0
+            continue
+        assert (len(told.groups), told.groups_left_out) == (1_000, 1_006)
+        # Each amount is there twice, in the order of the names.
+        assert [each.name for each in told.groups[:3]] == ["m1002", "m2005", "m1001"]
+        assert told.groups[-1].sums.amount == 503
+    await shop.change("DELETE FROM usage_quarters")
 
 
 async def test_a_run_is_summed_from_its_calls(shop: Shop) -> None:
