@@ -114,7 +114,7 @@ async def explain_charge(
         provider_cost=_provider_cost(row.raw_usage),
         reason=row.reason,
         finished_at=row.finished_at,
-        pricing=await _pricing(books, context, usage, row.amount),
+        pricing=await _pricing(books, context, usage, None if row.cancelled else row.amount),
     )
 
 
@@ -142,8 +142,9 @@ async def _settlement(
 
 
 async def _pricing(
-    books: PriceBooks, context: BillingContext, usage: Usage, amount: int
+    books: PriceBooks, context: BillingContext, usage: Usage, amount: int | None
 ) -> Pricing | None:
+    """`amount` None: of a cancelled call, which costs no fee and no minimum either."""
     try:
         book = await books.get(context.book)
     except UnknownBookError:
@@ -157,7 +158,7 @@ async def _pricing(
     )
     candidates = _by_relevance(candidates, rule)
     factors = _factors(rule, context.started_at, usage, amount)
-    charge = breakdown(rule, usage, factors=factors)
+    charge = breakdown(rule, usage, calls=0 if amount is None else 1, factors=factors)
     exact = sum_exactly(line.micro_credits for line in charge.lines)
     return Pricing(
         rule=rule,
@@ -215,7 +216,7 @@ def _provider_cost(raw_usage: bytes | None) -> str | None:
 _DIGITS_MAX: Final = 30
 
 
-def _factors(rule: Rule, started_at: int, usage: Usage, amount: int) -> Factors:
+def _factors(rule: Rule, started_at: int, usage: Usage, amount: int | None) -> Factors:
     """The hour's factor is known by the time; the service tier is the one that gives the amount.
 
     The plain one where none does: what was charged is then no price, but an estimate's cap.

@@ -106,6 +106,8 @@ def _glob(pattern: str) -> Glob:
 
 def matches(pattern: str, text: str) -> bool:
     """Whether the pattern matches the whole text; letter case counts."""
+    if is_exact(pattern):  # most are, and are not to fill the cache
+        return pattern == text
     return _glob(pattern).matches(text)
 
 

@@ -56,14 +56,16 @@ def explain(
 ) -> list[Candidate]:
     """The winner first, then each rule that matches or misses in one field, and why it lost."""
     winner = match(book, scene, provider, model, at)
-    candidates: list[Candidate] = []
-    for rule in sorted(book.rules, key=rank, reverse=True):
-        if rule is winner:
-            candidates.insert(0, Candidate(rule=rule, won=True, why=_why_won(rule)))
-            continue
-        if candidate := _loser(rule, winner, (scene, provider, model), at):
-            candidates.append(candidate)
-    return candidates
+    losers = [
+        candidate
+        for rule in book.rules
+        if rule is not winner
+        and (candidate := _loser(rule, winner, (scene, provider, model), at)) is not None
+    ]
+    losers.sort(key=lambda candidate: rank(candidate.rule), reverse=True)
+    if winner is None:
+        return losers
+    return [Candidate(rule=winner, won=True, why=_why_won(winner)), *losers]
 
 
 @lru_cache(maxsize=_CALLS_CACHED_MAX)

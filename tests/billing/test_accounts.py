@@ -513,7 +513,9 @@ async def test_of_many_rules_the_nearest_are_explained(plane: Control) -> None:
 
 
 async def test_cancelled_call_is_explained(plane: Control) -> None:
-    await plane.books.load_first(BOOK, actor="test")
+    """Nor does it cost the fee of a call, or a minimum."""
+    fees = 'output = "10.00"\nper_call = "0.01"\nminimum_charge = "0.02"'
+    await plane.books.load_first(BOOK.replace('output = "10.00"', fees), actor="test")
     await plane.accounts.grant(_grant(), actor="test")
     await _hold(plane, "c1")
     await plane.hot.cancel(_finish("c1", cancelled=True))
@@ -521,6 +523,8 @@ async def test_cancelled_call_is_explained(plane: Control) -> None:
     assert charge is not None
     assert (charge.settlement, charge.amount, charge.reason) == (Settlement.CANCELLED, 0, "empty")
     assert (charge.entries, charge.hold) == ((), None)
+    assert charge.pricing is not None
+    assert (charge.pricing.lines, charge.pricing.exact, charge.pricing.computed) == ((), "0", 0)
 
 
 async def test_corrections_belong_to_the_call(plane: Control) -> None:
