@@ -2,12 +2,14 @@
 
 https://www.rfc-editor.org/rfc/rfc4180. Times are ISO 8601 in UTC; every amount stands twice, as
 decimal credits for people and as integer micro-credits. Spreadsheets take a cell for a formula that
-begins with one of a few characters: texts that do so get an apostrophe in front, numbers do not.
+begins with one of a few characters: texts that do so get an apostrophe in front, numbers do not. So
+do parts of a text behind a semicolon or tab, at which spreadsheets of many countries cut cells.
 """
 
 import csv
 import datetime as dt
 import io
+import re
 from collections.abc import AsyncIterator
 from typing import Final
 
@@ -24,6 +26,7 @@ COLUMNS: Final = (
 
 # The last ones are what keyboards of East Asia write.
 _FORMULA: Final = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
+_NEXT_CELL: Final = re.compile(r"([;\t]\s*)(?=[=+\-@＝＋－＠])")
 _EPOCH: Final = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 _MILLISECOND: Final = dt.timedelta(milliseconds=1)
 
@@ -68,7 +71,9 @@ def _cells(entry: Transaction) -> tuple[str, ...]:
 def safe_text(text: str) -> str:
     """A text that no spreadsheet takes for a formula."""
     # Some of them overlook spaces in front.
-    return f"'{text}" if text.startswith(_FORMULA) or text.lstrip().startswith(_FORMULA) else text
+    if text.startswith(_FORMULA) or text.lstrip().startswith(_FORMULA):
+        text = f"'{text}"
+    return _NEXT_CELL.sub(r"\1'", text)
 
 
 def _time(at_ms: int) -> str:
