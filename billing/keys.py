@@ -102,12 +102,13 @@ class NewKey(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class KeyChange(msgspec.Struct, frozen=True, kw_only=True):
-    """What to change of a key; what is unset stays. A limit of None is no limit."""
+    """What to change of a key; what is unset stays. A limit of None is no limit, nor is there an end."""
 
     default_scene: str | msgspec.UnsetType = msgspec.UNSET
     scenes: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET
     models: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET
     description: str | msgspec.UnsetType = msgspec.UNSET
+    expires_at: int | msgspec.UnsetType | None = msgspec.UNSET
     requests_per_minute: int | msgspec.UnsetType | None = msgspec.UNSET
     tokens_per_minute: int | msgspec.UnsetType | None = msgspec.UNSET
     concurrent_calls: int | msgspec.UnsetType | None = msgspec.UNSET

@@ -48,7 +48,7 @@ class Client:
         """Close the connection."""
         self._http.close()
 
-    def get(self, path: str, kind: type[T], **query: str | int | None) -> T:
+    def get(self, path: str, kind: type[T], /, **query: str | int | None) -> T:
         """GET; what is None is not sent."""
         params = {name: value for name, value in query.items() if value is not None}
         return _decoded(self._answer("GET", path, params=params), kind)

@@ -119,6 +119,8 @@ def list_keys(
 @click.option("--rpm", type=click.IntRange(0), help="Requests a minute; 0: no limit.")
 @click.option("--tpm", type=click.IntRange(0), help="Tokens a minute; 0: no limit.")
 @click.option("--concurrent", type=click.IntRange(0), help="Calls at a time; 0: no limit.")
+@click.option("--expires", metavar="WHEN", help="A time such as 2027-01-31T12:00Z, or 90d, 12h.")
+@click.option("--no-expiry", is_flag=True, help="Good until it is revoked.")
 @click.option("--description", help="What it is for.")
 @json_option
 @admin_command
@@ -133,12 +135,17 @@ def update_key(
     rpm: int | None,
     tpm: int | None,
     concurrent: int | None,
+    expires: str | None,
+    no_expiry: bool,
     description: str | None,
     as_json: bool,
 ) -> None:
     """Change what a key may do; what is not given stays."""
-    if (scenes and no_scenes) or (models and any_model):
-        raise CommandError("give either --scene or --no-scenes, either --model or --any-model")
+    if (scenes and no_scenes) or (models and any_model) or (expires and no_expiry):
+        raise CommandError(
+            "give either --scene or --no-scenes, either --model or --any-model, either --expires"
+            " or --no-expiry"
+        )
     limits = {
         "requests_per_minute": rpm, "tokens_per_minute": tpm, "concurrent_calls": concurrent
     }  # fmt: skip
@@ -151,6 +158,8 @@ def update_key(
         body["scenes"] = list(scenes)
     if models or any_model:
         body["models"] = list(models)
+    if expires or no_expiry:
+        body["expires_at"] = parse_when(expires, clock.now_ms()) if expires else None
     if description is not None:
         body["description"] = description
     if not body:
@@ -165,6 +174,7 @@ def update_key(
             ("scenes", [key.default_scene, *key.scenes]),
             ("models", key.models or "any"),
             ("limits", _limits(key)),
+            ("state", _state(key)),
             ("description", key.description),
         ]
     )

@@ -264,6 +264,22 @@ async def test_change_is_seen_elsewhere_within_a_second(plane: Control) -> None:
     assert lifted.models == ("mini",)
 
 
+async def test_end_of_a_key_is_moved_but_never_that_of_a_replaced_one(plane: Control) -> None:
+    info, token = await _user_key(plane)
+    ends = KeyChange(expires_at=plane.clock.ms + 5_000)
+    assert (await plane.keys.update(info.key_id, ends, actor="test")).expires_at is not None
+    lifted = await plane.keys.update(info.key_id, KeyChange(expires_at=None), actor="test")
+    assert lifted.expires_at is None
+    await plane.keys.update(info.key_id, ends, actor="test")
+    await plane.keys.rotate(info.key_id, grace_seconds=2, actor="test")
+    with pytest.raises(KeyOutOfUseError):
+        await plane.keys.update(info.key_id, KeyChange(expires_at=None), actor="test")
+    plane.clock.tick(2.0)
+    key = await plane.keys.fetch(token)
+    assert key is not None
+    assert not key.usable(plane.clock.ms)
+
+
 async def test_rotated_key_ends_with_its_grace_in_every_process(plane: Control) -> None:
     info, token = await _user_key(plane)
     other = plane.other_process()

@@ -69,6 +69,13 @@ def test_key_is_changed_and_rotated(data_dir: str) -> None:
     assert (changed["models"], changed["scenes"]) == (["mini"], [])
     assert "1000 tpm" in say(data_dir, "keys", "list", "--account", "ada")
     assert "nothing to change" in refused(data_dir, "keys", "update", key["key_id"])
+    assert "until 2100-01-31" in say(
+        data_dir, "keys", "update", key["key_id"], "--expires", "2100-01-31"
+    )
+    assert "until" not in say(data_dir, "keys", "update", key["key_id"], "--no-expiry")
+    assert "in the past" in refused(
+        data_dir, "keys", "update", key["key_id"], "--expires", "2001-01-31"
+    )
     rotated = ask(data_dir, "keys", "rotate", key["key_id"], "--grace", "60")
     assert rotated["token"] != made["token"]
     again = refused(data_dir, "keys", "rotate", key["key_id"])
@@ -157,3 +164,47 @@ def test_what_is_no_price_is_refused(text: str) -> None:
 def test_json_is_what_the_api_says(data_dir: str) -> None:
     for command in (("products", "list"), ("orders", "list"), ("rewards", "list")):
         assert json.loads(say(data_dir, *command, "--json")).keys() >= {"items", "total"}
+
+
+def test_statement_and_what_is_outstanding(data_dir: str) -> None:
+    say(data_dir, "accounts", "grant", "fin", "5")
+    say(data_dir, "accounts", "adjust", "fin", "-1.5", "--reason", "paid twice")
+    month = ask(data_dir, "accounts", "show", "fin")["created_at"]
+    told = say(data_dir, "statement", "fin", str(month)[:7])
+    lines = [line.split() for line in told.splitlines()]
+    assert lines[1:5] == [
+        ["opening", "0"],
+        ["adjustment", "expense", "1", "-1.5"],
+        ["manual", "income", "1", "5"],
+        ["closing", "3.5"],
+    ]
+    assert lines[5] == ["The", "month", "is", "not", "over:", "this", "may", "still", "change."]
+    assert ask(data_dir, "statement", "fin", "2026-01")["closing_micro_credits"] == 0
+    assert "month" in refused(data_dir, "statement", "fin", "2026-13")
+    assert ask(data_dir, "outstanding")["positive_micro_credits"] >= 3_500_000  # type: ignore[operator]
+    assert "as of 2026-01-01 00:00:00Z" in say(data_dir, "outstanding", "--at", "2026-01-01")
+
+
+def test_corrections_and_acts_are_listed(data_dir: str) -> None:
+    say(data_dir, "accounts", "grant", "cor", "5")
+    say(data_dir, "accounts", "adjust", "cor", "-1.5", "--reason", "paid twice")
+    told = say(data_dir, "corrections", "--account", "cor", "--kind", "adjustment")
+    assert [line.split()[2:] for line in told.splitlines()[1:]] == [
+        ["adjustment", "cor", "-1.5", "admin", "paid", "twice"]
+    ]
+    told = say(data_dir, "audit", "--target", "cor", "--action", "account.grant")
+    assert "amount_micro_credits 5000000" in told
+    assert ask(data_dir, "audit", "--target", "cor")["total"] == 2
+
+
+def test_usage_of_all_and_consumption_of_one(server: AdminServer, data_dir: str) -> None:
+    told = say(data_dir, "usage", "--period", "7d", "--by", "account")
+    assert told.splitlines()[-1].split() == ["total", "0", "0", "0", "0", "0"]
+    assert "account" in refused(data_dir, "usage", "--run-id", "r")
+    assert len(ask(data_dir, "usage", "--by", "key", "--time-zone", "Asia/Tokyo")["series"]) == 25  # type: ignore[arg-type]
+    own = ("consumption", "--url", server.url, "--key", server.user_key)
+    result = run(*own, "--period", "24h", "--by", "model", "--series")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.count("total") == 1
+    assert result.stdout.count("Z ") >= 25
+    assert "time_zone" in failure(run(*own, "--time-zone", "Nowhere"))

@@ -3,7 +3,7 @@
 from litestar import Controller, get, patch, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath, JSONBody
-from msgspec import UnsetType
+from msgspec import UNSET, UnsetType
 
 from billing.accounts import ACCOUNT_ID_RULE, is_account_id
 from billing.admins import Admin, Permission
@@ -75,7 +75,8 @@ class KeysController(Controller):
         data: JSONBody[KeyPatch],
     ) -> KeyView:
         """Change what a key may do; other processes go by it within a second."""
-        return key_view(await api.keys.update(key_id, _change(data), actor=admin.name))
+        change = _change(data, api.now_ms())
+        return key_view(await api.keys.update(key_id, change, actor=admin.name))
 
     @post("/{key_id:str}/rotate", status_code=200, permission=Permission.KEYS)
     async def rotate_key(
@@ -117,7 +118,7 @@ def _new_key(data: KeyRequest, now_ms: int) -> NewKey:
         ok = all(is_account_id(account) for account in data.accounts)
         fields.check("accounts", f"each must be {ACCOUNT_ID_RULE}", ok=ok)
     expires_at = None if data.expires_at is None else milliseconds(data.expires_at)
-    fields.check("expires_at", "lies in the past", ok=expires_at is None or expires_at > now_ms)
+    _check_end(fields, expires_at, now_ms)
     fields.done()
     return NewKey(
         kind=data.kind,
@@ -135,12 +136,23 @@ def _new_key(data: KeyRequest, now_ms: int) -> NewKey:
     )
 
 
-def _change(data: KeyPatch) -> KeyChange:
+def _check_end(fields: Fields, expires_at: int | None, now_ms: int) -> None:
+    fields.check("expires_at", "lies in the past", ok=expires_at is None or expires_at > now_ms)
+
+
+def _change(data: KeyPatch, now_ms: int) -> KeyChange:
+    expires_at: int | UnsetType | None = UNSET
+    if not isinstance(data.expires_at, UnsetType):
+        expires_at = None if data.expires_at is None else milliseconds(data.expires_at)
+        fields = Fields()
+        _check_end(fields, expires_at, now_ms)
+        fields.done()
     return KeyChange(
         default_scene=data.default_scene,
         scenes=data.scenes if isinstance(data.scenes, UnsetType) else tuple(data.scenes),
         models=data.models if isinstance(data.models, UnsetType) else tuple(data.models),
         description=data.description,
+        expires_at=expires_at,
         requests_per_minute=data.requests_per_minute,
         tokens_per_minute=data.tokens_per_minute,
         concurrent_calls=data.concurrent_calls,

@@ -73,12 +73,13 @@ class KeyRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class KeyPatch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What to change of a key; what is not sent stays. A limit that is null is no limit."""
+    """What to change of a key; what is not sent stays. A limit or end that is null is none."""
 
     default_scene: Name | UnsetType = UNSET
     scenes: Scenes | UnsetType = UNSET
     models: Models | UnsetType = UNSET
     description: Text | UnsetType = UNSET
+    expires_at: Annotated[Time, Meta(tz=True)] | UnsetType | None = UNSET
     requests_per_minute: Limit | UnsetType | None = UNSET
     tokens_per_minute: Limit | UnsetType | None = UNSET
     concurrent_calls: Limit | UnsetType | None = UNSET
