@@ -403,9 +403,9 @@ class Batch:
         if existing := self._entries.get(tidy.event_id):
             conflict = _conflict(existing, tidy)
             return conflict or Repeated(entry=existing, account=self._snapshot(tidy.account))
-        if self._out_of_range(tidy):
+        if passed := self._out_of_range(tidy):
             return EntryRefused(
-                field="amount", message=f"the balance would pass {AMOUNT_MAX} micro-credits"
+                field="amount", message=f"{passed} would pass {AMOUNT_MAX} micro-credits"
             )
         # After this point it must succeed.
         written = self._append(tidy, entry_hash(tidy), None, None)
@@ -512,21 +512,29 @@ class Batch:
     @staticmethod
     def _move(running: _Running, entry: Entry, moved: int) -> None:
         running.balance += moved
-        total = total_of(entry.source, entry.direction)
-        if total in ("consumed", "refunded", "expired"):
-            running.totals[total] -= moved
-        else:
-            running.totals[total] += moved
+        total, change = _change_of_total(entry, moved)
+        running.totals[total] += change
 
-    def _out_of_range(self, entry: Entry) -> bool:
+    def _out_of_range(self, entry: Entry) -> str:
+        """What the entry would carry too far; "": nothing. Back and forth, totals alone may grow."""
         if entry.status != APPLIED:
-            return False
+            return ""
         running = self._accounts.get(entry.account)
-        return abs((running.balance if running else 0) + entry.amount) > AMOUNT_MAX
+        if abs((running.balance if running else 0) + entry.amount) > AMOUNT_MAX:
+            return "the balance"
+        total, change = _change_of_total(entry, entry.amount)
+        if abs((running.totals[total] if running else 0) + change) > AMOUNT_MAX:
+            return f"total_{total}"
+        return ""
 
     def _snapshot(self, account: str) -> Snapshot | None:
         running = self._accounts.get(account)
         return snapshot_of(running.freeze()) if running is not None and running.exists else None
+
+
+def _change_of_total(entry: Entry, moved: int) -> tuple[TotalName, int]:
+    total = total_of(entry.source, entry.direction)
+    return total, -moved if total in ("consumed", "refunded", "expired") else moved
 
 
 def _charge_entry(charge: PendingCharge, event_id: str, amount: int) -> Entry:

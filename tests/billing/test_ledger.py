@@ -594,6 +594,28 @@ class TestExactly:
             field="amount", message=f"the balance would pass {AMOUNT_MAX} micro-credits"
         )
 
+    @pytest.mark.parametrize(
+        ("changes", "total"),
+        [
+            ({"amount": 1}, "total_rewarded"),
+            ({"amount": 1, "source": "purchase"}, ""),
+            ({"amount": -1, "source": "charge", "direction": "expense"}, "total_consumed"),
+            ({"amount": 1, "source": "charge"}, ""),
+            ({"amount": 1, "status": "pending"}, ""),
+        ],
+    )
+    def test_a_total_beyond_the_largest_is_refused(
+        self, changes: dict[str, object], total: str
+    ) -> None:
+        """Given and taken back a thousand times, what is there is nothing, and totals fit no column."""
+        worn = account(0, total_rewarded=AMOUNT_MAX, total_consumed=AMOUNT_MAX)
+        result = batch(worn).post(entry(**changes))
+        if total:
+            message = f"{total} would pass {AMOUNT_MAX} micro-credits"
+            assert result == EntryRefused(field="amount", message=message)
+        else:
+            assert isinstance(result, Posted)
+
     def test_two_entries_make_one_new_account(self) -> None:
         made = batch()
         posted(made, entry())
