@@ -292,19 +292,23 @@ class Accounts:
         """
         conditions = _numbered(account, wanted)
         chosen = _entry_columns().where(*conditions)
-        if request.after is not None:
-            chosen = chosen.where(ledger_entries.c.account_seq < request.after)
-        ordered = chosen.order_by(ledger_entries.c.account_seq.desc()).limit(request.page_size + 1)
+        number, skipped = ledger_entries.c.account_seq, request.offset
         async with self._database.read() as connection:
-            rows = (await connection.execute(ordered.offset(request.offset))).all()
             if wanted != EVERY_ENTRY:
                 counted = select(func.count()).select_from(ledger_entries).where(*conditions)
             else:
                 # The numbers have no gap, so the last one is how many there are.
                 counted = select(accounts_table.c.seq).where(accounts_table.c.account == account)
-            total = await connection.scalar(counted)
+            total = await connection.scalar(counted) or 0
+            if request.after is not None:
+                chosen = chosen.where(number < request.after)
+            elif wanted == EVERY_ENTRY:
+                # Nor does anybody have to count along to the page, however far down it is.
+                chosen, skipped = chosen.where(number <= total - skipped), 0
+            ordered = chosen.order_by(number.desc()).limit(request.page_size + 1)
+            rows = (await connection.execute(ordered.offset(skipped))).all()
         items = [_transaction(row) for row in rows]
-        return make_page(request, items, [item.account_seq or 0 for item in items], total or 0)
+        return make_page(request, items, [item.account_seq or 0 for item in items], total)
 
     async def entries_from(
         self, account: str, wanted: EntryFilter, *, after: int, limit: int
