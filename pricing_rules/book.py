@@ -35,7 +35,19 @@ PRIORITY_MAX: Final = 1_000_000
 SERVICE_TIERS_MAX: Final = 20
 # What a text may have of each, so that reading it ends in bounded time whatever it is.
 _PIECES_MAX: Final = 350_000
-_DOTS_MAX: Final = 16  # in the keys of one line
+_DOTS_MAX: Final = 100_000  # outside of quotes, where prices do not belong; so is the next
+_DOTS_OF_A_LINE_MAX: Final = 16
+_QUOTED_CHARACTERS_MAX: Final = 10_000  # a description with each character written as \U00000000
+# A comment or a text in quotes, closed or broken off by the end of its line or of all; never one
+# that is too long. Nothing is tried twice: the time it takes grows with the length alone.
+_SO_MANY: Final = f"{{0,{_QUOTED_CHARACTERS_MAX}}}+"
+_QUOTED: Final = (
+    r"\#[^\n]*+"
+    rf'''|"""(?:[^"\\]|\\[\s\S]|"(?!"")){_SO_MANY}(?:"{{3,5}}|\Z)'''
+    rf"""|'''(?:[^']|'(?!'')){_SO_MANY}(?:'{{3,5}}|\Z)"""
+    rf"""|"(?!"")(?:[^"\\\n]|\\[^\n]){_SO_MANY}(?:"|(?=\\?(?:\n|\Z)))"""
+    rf"""|'(?!'')[^'\n]{_SO_MANY}(?:'|(?=\n)|\Z)"""
+)
 
 PLAIN_SERVICE_TIERS: Final = ("auto", "default")  # at the price that a rule gives
 
@@ -236,8 +248,9 @@ _TIER_EXAMPLE: Final = 'over_input_tokens = 200000, input = "5.00", output = "20
 _HOURS_EXAMPLE: Final = 'days = "Mon-Fri", tz = "UTC", from = "01:00", to = "04:00", multiply = "2"'
 _SERVICE_EXAMPLE: Final = 'service_tiers = { priority = "1.7", flex = "0.5" }'
 _SERVICE_TIER: Final = re.compile(SERVICE_TIER)
+_COMMENT_OR_TEXT: Final = re.compile(_QUOTED)
+_UP_TO_LONG_TEXT: Final = re.compile(rf"""(?:[^"'#]++|{_QUOTED})*+""")
 _AT: Final = re.compile(r"\(at line ([0-9]+), column ([0-9]+)\)")
-_STRINGS: Final = re.compile(r'"(?:\\.|[^"\\])*"' + r"|'[^']*'")
 _HEADER: Final = re.compile(r"^[ \t]*\[\[[ \t]*rule[ \t]*\]\]", re.MULTILINE)
 
 
@@ -654,14 +667,38 @@ def _too_much(text: str) -> Reading | None:
     """Refuse a text that would take too long to read, by counts that are quickly taken."""
     if len(text) > BOOK_CHARACTERS_MAX:
         return _unreadable(0, f"the text is longer than {BOOK_CHARACTERS_MAX} characters")
-    for letter, what in (("\n", "lines"), ("=", '"="'), (",", "commas"), ("[", "brackets")):
+    for letter, what in (
+        ("\n", "lines"),
+        ("=", '"="'),
+        (",", "commas"),
+        ("[", "brackets"),
+        ("\\", "backslashes"),
+    ):
         if text.count(letter) > _PIECES_MAX:
             return _unreadable(0, f"the text has more than {_PIECES_MAX} {what}")
-    if text.count(".") > _DOTS_MAX:
-        # The time that a dotted key takes grows with the square of its parts.
-        for number, line in enumerate(text.split("\n"), 1):
-            if line.count(".") > _DOTS_MAX and _STRINGS.sub("", line).count(".") > _DOTS_MAX:
-                return _unreadable(number, f"the line has more than {_DOTS_MAX} dots")
+    # tomllib puts a text together escape by escape: at worst its time grows with the square.
+    found = _UP_TO_LONG_TEXT.match(text)
+    assert found is not None
+    if (end := found.end()) < len(text):
+        message = f"a text in quotes begins here that has over {_QUOTED_CHARACTERS_MAX} characters"
+        line = text.count("\n", 0, end) + 1
+        return _unreadable(line, f"{message}; is it closed?", end - text.rfind("\n", 0, end))
+    return _too_many_dots(text)
+
+
+def _too_many_dots(text: str) -> Reading | None:
+    """Refuse what tomllib needs much time for, and memory: each part of a dotted key is a table."""
+    most = max(line.count(".") for line in text.split("\n"))
+    if most <= _DOTS_OF_A_LINE_MAX and text.count(".") <= _DOTS_MAX:
+        return None
+    bare = _COMMENT_OR_TEXT.sub(lambda quoted: "\n" * quoted[0].count("\n"), text)
+    for number, line in enumerate(bare.split("\n"), 1):
+        if line.count(".") > _DOTS_OF_A_LINE_MAX:
+            message = f"the line has more than {_DOTS_OF_A_LINE_MAX} dots outside of quotes"
+            return _unreadable(number, message)
+    if bare.count(".") > _DOTS_MAX:
+        message = f"the text has more than {_DOTS_MAX} dots outside of quotes"
+        return _unreadable(0, f"{message}: are the prices in quotes?")
     return None
 
 

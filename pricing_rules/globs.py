@@ -151,6 +151,8 @@ def overlap(one: str, other: str) -> bool:
 
 def _agree(one: str, other: str) -> bool:
     """Whether one can go on where the other ends, letter by letter."""
+    if "?" not in one and "?" not in other:
+        return one.startswith(other) or other.startswith(one)
     return all(a == b or "?" in (a, b) for a, b in zip(one, other, strict=False))
 
 

@@ -41,13 +41,14 @@ NOWHERE: Final = Spot((0, 0))
 class Lines:
     """Where the tables and keys of one document are; `text` must be TOML that tomllib accepts.
 
-    The text is gone through when it is first asked about: most books have nothing wrong with them.
+    The text is gone through as far as it is asked about: most books have nothing wrong with them,
+    and of those that are wrong all over only the first problems are told.
     """
 
     def __init__(self, text: str) -> None:
         self._text = text
         self._starts: list[int] = []
-        self._offsets: dict[Path, int] | None = None
+        self._scan: _Scan | None = None
 
     def of(self, *path: str | int) -> int:
         """The line of a key, counted from 1; of what contains it if it has none; else 0."""
@@ -55,11 +56,16 @@ class Lines:
 
     def spot(self, *path: str | int) -> Spot:
         """Line and column of a key; of what contains it if it has none."""
-        if self._offsets is None:
-            self._offsets = _Scan(self._text).offsets
+        if self._scan is None:
+            self._scan = _Scan(self._text)
             self._starts = [0, *(match.end() for match in re.finditer("\n", self._text))]
+        offsets = self._scan.offsets
+        # All of a table of an array comes before the next one.
+        last = (path[0], path[1] + 1) if len(path) > 1 and isinstance(path[1], int) else path
+        while path not in offsets and last not in offsets and self._scan.advance():
+            pass
         for length in range(len(path), 0, -1):
-            offset = self._offsets.get(path[:length])
+            offset = offsets.get(path[:length])
             if offset is not None:
                 line = bisect_right(self._starts, offset)
                 return Spot((line, offset - self._starts[line - 1] + 1))
@@ -67,23 +73,28 @@ class Lines:
 
 
 class _Scan:
-    """One walk over the pieces of a document, noting where each path begins."""
+    """A walk over the pieces of a document, noting where each path begins."""
 
     def __init__(self, text: str) -> None:
         self.offsets: dict[Path, int] = {}
         self._arrays: dict[Path, int] = {}  # the latest entry of each array of tables
         self._pieces = _PIECE.finditer(text)
-        table: Path = ()
+        self._table: Path = ()
+
+    def advance(self) -> bool:
+        """Walk over one header, or one key and its value; False at the end."""
         for found in self._pieces:
             piece = found[0]
             if piece == "\n" or piece[0] == "#":
                 continue
             if piece == "[":
-                table = self._header(found.start())
+                self._table = self._header(found.start())
             else:
-                path = self._absolute(table, self._key(piece, "="))
+                path = self._absolute(self._table, self._key(piece, "="))
                 self._note(path, found.start())
                 self._value(path)
+            return True
+        return False
 
     def _header(self, offset: int) -> Path:
         first = next(self._pieces)[0]

@@ -1,6 +1,8 @@
 """Prices as written become exact integers: one scale for all of a rule, and nothing is left free. Pure."""
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from math import gcd
 from typing import Final
 
 import msgspec
@@ -22,6 +24,7 @@ PARENTS: Final[Mapping[str, tuple[str, ...]]] = {
 # Prices of one piece each, in the order of the fields of Fees.
 FEES: Final = ("per_call", "per_image", "per_second", "per_character", "per_search")
 MINIMUM: Final = "minimum_charge"
+_TEXTS_CACHED_MAX: Final = 4096  # the rules of a book have few different prices
 
 
 class Rates(msgspec.Struct, frozen=True):
@@ -156,6 +159,7 @@ def _fill(own: Mapping[str, _Priced], below: Mapping[str, _Priced] | None) -> di
     return filled
 
 
+@lru_cache(maxsize=_TEXTS_CACHED_MAX)
 def _split(text: str) -> tuple[int, int]:
     """A decimal's digits as one integer, and how many of them are decimals."""
     whole, _, decimals = text.partition(".")
@@ -169,9 +173,9 @@ def _tens(power: int) -> int:
 
 def _common_tens(numbers: list[int], most: int) -> int:
     """The greatest power of ten, up to 10**most, that divides all numbers."""
-    divisor = 1
+    common, divisor = gcd(*numbers), 1
     for _ in range(most):
-        if any(number % (divisor * 10) for number in numbers):
+        if common % (divisor * 10):
             break
         divisor *= 10
     return divisor

@@ -26,6 +26,7 @@ SERVICE_TIER: Final = "[A-Za-z0-9][A-Za-z0-9._-]{0,31}"
 _DECIMAL: Final = re.compile(DECIMAL)
 _CURRENCY: Final = re.compile(CURRENCY)
 _ID: Final = re.compile(ID)
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
 DECIMAL_EXPECTED: Final = "a decimal number in quotes, without sign or exponent"
 WILDCARDS_MAX: Final = 16
 ENTRIES_MAX: Final = 50
@@ -199,7 +200,7 @@ class Table:
             )
         elif len(value) > longest:
             self.wrong(key, f"has {len(value)} characters; at most {longest} are allowed")
-        elif any(ord(letter) < 0x20 or ord(letter) == 0x7F for letter in value):
+        elif _CONTROL.search(value):
             self.wrong(key, "must be one line without control characters")
         else:
             return value

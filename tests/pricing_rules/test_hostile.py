@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ from pricing_rules.reader import PROBLEMS_MAX
 from tests.support.price_books import HEAD, book_texts
 
 ROOT = Path(__file__).parents[2]
-SECONDS_MAX = 20.0  # of CPU; each takes one to four on an idle machine
+TIMES_MAX = 4  # as long as the longest book that is in order; the worst takes about as long
 BYTES_MAX = 700 * 1024 * 1024
 
 
@@ -57,8 +58,11 @@ HOSTILE = {
     "a dotted key": (".".join("a" * 1_000_000) + " = 1", "more than 16 dots"),
     "many dotted keys": (
         "".join(f"k{n}.{'.'.join('a' * 15)} = 1\n" for n in range(30_000)),
-        "unknown key",
+        "more than 100000 dots outside of quotes: are the prices in quotes?",
     ),
+    "many tables": ("".join(f"[a{n}]\n" for n in range(349_000)), "unknown key"),
+    "many deep tables": ("[a.b.c.d.e.f]\n" * 340_000, "more than 100000 dots outside of quotes"),
+    "many inline tables": ("x = [" + "{a=1}," * 340_000 + "]", "unknown key"),
     "a dotted header": ("[" + ".".join("a" * 1_000_000) + "]", "more than 16 dots"),
     "deep lists": ("x = " + "[" * 100_000 + "]" * 100_000, "this is not TOML"),
     "deeper lists": ("x = " + "[" * 1_000_000, "more than 350000 brackets"),
@@ -68,8 +72,13 @@ HOSTILE = {
     "a huge hexadecimal": ("x = 0x" + "f" * 1_000_000, "unknown key"),
     "a huge exponent": ("x = 1e99999999999999999999", "this is not TOML"),
     "a huge float": ("x = 1." + "1" * 1_000_000, "unknown key"),
-    "an open string": ('x = "' + "a" * 1_000_000, "this is not TOML"),
-    "an open long string": ('x = """' + 'a\\"""' * 500_000, "this is not TOML"),
+    "an open string": ('x = "' + "a" * 1_000_000, "over 10000 characters; is it closed?"),
+    "an open long string": ('x = """' + "a" * 1_000_000, "over 10000 characters; is it closed?"),
+    "many escapes": ('x = """' + 'a\\"""' * 500_000, "more than 350000 backslashes"),
+    "a long text of escapes": ('x = "' + "\\n" * 300_000 + '"', "over 10000 characters"),
+    "a long text over lines": ('x = """' + "\\n\n" * 300_000 + '"""', "over 10000 characters"),
+    "quotes that never close": (("." * 17 + '"' + '\\"' * 4_000 + "\n") * 40, "more than 16 dots"),
+    "texts that almost close": ("x = [" + "''''''," * 340_000, "this is not TOML"),
     "many quotes": (filled('"'), "this is not TOML"),
     "keys twice": (HEAD + rule(0, model="m", more='input = "3"'), "Cannot overwrite a value"),
     "rules twice": (HEAD + rule(0, model="m") * 500, "has the same id: choose another"),
@@ -109,9 +118,23 @@ HOSTILE = {
 }
 
 
-@pytest.mark.timeout(180)
+@pytest.fixture(scope="module")
+def honest_seconds() -> float:
+    """CPU time to read as many rules as a book may have: what a second is differs by machine."""
+    text = HEAD + "".join(
+        rule(n, model=f"m-{n}", more=f'description = "{letters(n)}"\nper_call = "0.1"\n')
+        for n in range(RULES_MAX)
+    )
+    started = time.process_time()
+    parse_book(text)
+    return time.process_time() - started
+
+
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_hostile_file_is_refused_in_bounded_time(name: str) -> None:
+def test_a_hostile_file_takes_no_longer_than_an_honest_one_may(
+    name: str, honest_seconds: float
+) -> None:
     text, message = HOSTILE[name]
     started = time.process_time()
     with pytest.raises(BookError) as refused:
@@ -122,7 +145,7 @@ def test_a_hostile_file_is_refused_in_bounded_time(name: str) -> None:
     )
     assert len(refused.value.problems) <= PROBLEMS_MAX + 1
     assert all(len(str(problem)) < 1_000 for problem in refused.value.problems)
-    assert seconds < SECONDS_MAX
+    assert seconds < TIMES_MAX * honest_seconds
 
 
 @pytest.mark.timeout(180)
@@ -133,7 +156,7 @@ def test_a_hostile_file_takes_bounded_memory() -> None:
         "from pricing_rules.lint import lint\n"
         "print(len(lint(sys.stdin.read())))\n"
     )
-    for name in ("many keys", "many empty rules"):
+    for name in ("many keys", "many empty rules", "many tables", "many inline tables"):
         done = subprocess.run(
             [sys.executable, "-c", program],
             input=HOSTILE[name][0],
@@ -142,7 +165,7 @@ def test_a_hostile_file_takes_bounded_memory() -> None:
             check=True,
             cwd=ROOT,
         )
-        assert int(done.stdout) == PROBLEMS_MAX + 1
+        assert 0 < int(done.stdout) <= PROBLEMS_MAX + 1
 
 
 @pytest.mark.parametrize(
@@ -242,6 +265,38 @@ def test_any_text_is_read_or_refused(text: str | bytes) -> None:
     reading = read_book(text)
     assert (reading.book is None) == bool(reading.problems)
     assert all(str(problem) for problem in reading.problems)
+
+
+QUOTED = st.sampled_from(
+    [
+        '""',
+        "''",
+        '"#"',
+        r'"\""',
+        r'"\\"',
+        "'\\'",
+        "'\"'",
+        '"""a"""',
+        '""""""',
+        '"""\n"""',
+        '""""a"""""',
+        r'"""\""""""',
+        '"""a""b\\\n"""',
+        "''''''",
+        "'''a'''''",
+        "'''\n''b\\'''",
+        "# it's \"\n''",
+    ]
+)
+
+
+@given(st.lists(QUOTED, max_size=12), st.integers(0, 40))
+def test_no_text_in_quotes_is_taken_for_a_long_one(quoted: list[str], dots: int) -> None:
+    text = "x = [" + ",".join([*quoted, f'"{"." * dots}"']) + "]\n"
+    assert tomllib.loads(text)
+    found = read_book(text).problems
+    assert [problem.field for problem in found] == ["book", "rule", "x"]
+    assert "more than 16 dots" in read_book(f"{text}{'.'.join('a' * 18)} = 1").problems[0].message
 
 
 VALUES = ['""', '"x"', "0", "-1", "1.5", "true", "[]", "{}", "[{}]", "{ a = 1 }", '"9e9"', '"１"']
