@@ -62,6 +62,7 @@ class Permission(StrEnum):
     ORDERS = "orders"  # pay and cancel
     REWARDS = "rewards"
     PRICE_BOOKS = "price_books"
+    RERATING = "rerating"
     STATEMENTS = "statements"
     TOKENS = "tokens"
 
@@ -86,6 +87,7 @@ ALLOWED: Final[dict[Permission, frozenset[Role]]] = {
     Permission.ORDERS: _MONEY,
     Permission.REWARDS: _MONEY,
     Permission.PRICE_BOOKS: _MONEY,
+    Permission.RERATING: _MONEY,
     Permission.STATEMENTS: _MONEY,
     Permission.TOKENS: frozenset({Role.OWNER}),
 }

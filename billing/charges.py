@@ -19,7 +19,8 @@ from billing.db.tables import holds, outbox, quarantine
 from billing.db.tables import usage as usage_table
 from pricing_rules.book import Rule
 from pricing_rules.match import Candidate, explain
-from pricing_rules.price import Factors, Line, as_answered, breakdown, factors_of, price
+from pricing_rules.price import Factors, Line, breakdown, factors_of
+from pricing_rules.rerate import fitting_factors
 from pricing_rules.usage import Usage
 
 
@@ -221,10 +222,8 @@ def _factors(rule: Rule, started_at: int, usage: Usage, amount: int | None) -> F
 
     The plain one where none does: what was charged is then no price, but an estimate's cap.
     """
-    plain = factors_of(rule, started_at)
-    tiers = [as_answered(rule, plain, tier.name) for tier in rule.service_tiers]
-    fitting = (each for each in (plain, *tiers) if price(rule, usage, factors=each) == amount)
-    return next(fitting, plain)
+    fitting = fitting_factors(rule, usage, started_at, amount)
+    return next(fitting, None) or factors_of(rule, started_at)
 
 
 def sum_exactly(texts: Iterable[str]) -> Decimal:

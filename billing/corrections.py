@@ -38,7 +38,15 @@ from billing.context import BillingContext, encode_context
 from billing.db.hot import HotDatabase
 from billing.db.pages import read_page
 from billing.db.session import Database
-from billing.db.tables import corrections, ledger_entries, orders, outbox, quarantine, usage
+from billing.db.tables import (
+    corrections,
+    ledger_entries,
+    orders,
+    outbox,
+    quarantine,
+    rerating_runs,
+    usage,
+)
 from billing.events import Revision
 from billing.failpoints import reach
 from billing.holds import Granted, HoldRequest, HoldStore, Refused
@@ -118,6 +126,10 @@ class UnknownChargeError(Exception):
 
 class ChargeNotFinalError(Exception):
     """The call was charged by estimate, and its final may still come."""
+
+
+class ChargeBeingReratedError(Exception):
+    """A run of re-rating is under way that the charge belongs to."""
 
 
 class OrderNotCreditedError(Exception):
@@ -210,7 +222,8 @@ class Corrections:
     async def refund_charge(self, asked: ChargeRefund, *, actor: str) -> CorrectionDone:
         """Give back a call's charge, in whole or in part; never more than it came to in all.
 
-        Raises UnknownChargeError, ChargeNotFinalError, RefundTooLargeError.
+        Raises UnknownChargeError, ChargeNotFinalError, ChargeBeingReratedError,
+        RefundTooLargeError.
         """
         _check_refund(
             asked.charge_id, "charge_id", asked.amount, asked.reason, asked.idempotency_key
@@ -233,6 +246,7 @@ class Corrections:
             )
             known = await _known(connection, wanted, asked.amount)
             if known is None:
+                await _refuse_if_being_rerated(connection, asked.charge_id)
                 left = charged - abs(await _promised(connection, "charge_refund", asked.charge_id))
                 amount = _within(asked.amount, left)
                 wanted = msgspec.structs.replace(wanted, wanted=amount, amount=amount)
@@ -474,6 +488,22 @@ async def _promised(connection: AsyncConnection, kind: Kind, ref_id: str) -> int
         corrections.c.ref_id == ref_id, corrections.c.kind == kind
     )
     return int(await connection.scalar(total) or 0)
+
+
+async def _refuse_if_being_rerated(connection: AsyncConnection, charge_id: str) -> None:
+    """What a run makes of a charge must not pass what a refund gives back of it."""
+    covering = select(rerating_runs.c.run_id).where(
+        rerating_runs.c.state == "posting",
+        exists().where(
+            usage.c.event_id == charge_id,
+            usage.c.started_at >= rerating_runs.c.from_at,
+            usage.c.started_at < rerating_runs.c.to_at,
+        ),
+    )
+    if run_id := await connection.scalar(covering):
+        raise ChargeBeingReratedError(
+            f"the re-rating {run_id} is under way; ask again when it is done"
+        )
 
 
 async def _credited(connection: AsyncConnection, order_id: str) -> tuple[str, int]:

@@ -28,6 +28,7 @@ _LABELS: Final[dict[str, dict[Language, str]]] = {
     "purchase": {"zh": "购买充值", "en": "Purchase"},
     "charge": {"zh": "AI 调用扣费", "en": "AI call"},
     "charge_refund": {"zh": "AI 调用退款", "en": "AI call refunded"},
+    "charge_rerate": {"zh": "AI 调用重新计价", "en": "AI call re-rated"},
     "forum_like": {"zh": "计划被点赞", "en": "Plan liked"},
     "forum_import": {"zh": "计划被导入", "en": "Plan imported"},
     "manual": {"zh": "人工补发", "en": "Granted by hand"},
@@ -190,8 +191,8 @@ def label_in(language: Language, source: str, label: str) -> str:
     """A stored label for a reader of `language`: default labels are translated, own ones stay."""
     if label in _LABELS.get(source, _LABELS["other"]).values():
         return default_label(source, language)
-    if source == "charge" and label == CHARGE_REFUND_LABEL:
-        return default_label("charge_refund", language)
+    if source == "charge" and (kind := _CORRECTIONS.get(label)):
+        return default_label(kind, language)
     return label
 
 
@@ -587,4 +588,6 @@ def _differs(existing: LedgerEntry, field: str, was: str, given: str) -> EventCo
 
 _CHARGE_LABEL: Final = default_label("charge")
 CHARGE_REFUND_LABEL: Final = default_label("charge_refund")  # an income of source `charge`
+CHARGE_RERATE_LABEL: Final = default_label("charge_rerate")  # of the same source, either way
+_CORRECTIONS: Final = {default_label(kind): kind for kind in ("charge_refund", "charge_rerate")}
 _encoder: Final = msgspec.json.Encoder()

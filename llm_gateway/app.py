@@ -23,6 +23,7 @@ from billing.holds.redis_connection import RedisAddressError, RedisRefusedError
 from billing.holds.redis_view import RedisView
 from billing.keys import Keys
 from billing.limits.factory import limit_store
+from billing.rerating.simulator import Simulator
 from billing.settlement.broker_address import BrokerAddressError
 from billing.settlement.brokers import link_maker
 from billing.settlement.delivery import Delivery, make_delivery
@@ -70,6 +71,7 @@ ADOPT_SECONDS: Final = 5.0  # between two looks for spool files of dead processe
 PARTITION_SECONDS: Final = 3600.0
 GAUGE_SECONDS: Final = 2.0
 SHOP_SECONDS: Final = 30.0  # between two looks for what a crash left half done
+RERATING_SECONDS: Final = 2.0  # between two looks for a run that was asked for
 
 _log = logging.getLogger(__name__)
 
@@ -98,6 +100,7 @@ class Parts(msgspec.Struct, frozen=True, kw_only=True):
     books: PriceBooks
     accounts: Accounts
     shop: Shop
+    simulator: Simulator
     outbox: Outbox
     ledger: Runnable | None  # None: a worker of its own settles
     publisher: Delivery | None  # None: no broker carries charges to the worker
@@ -191,6 +194,8 @@ async def build_gateway(
     if publisher is not None:
         metrics.brokers.append(publisher.figures)
     shop = _shop(storage, gateway)
+    simulator = Simulator(database, books, monotonic=clock.monotonic)
+    stack.push_async_callback(simulator.close)
     return Parts(
         config=config,
         gateway=gateway,
@@ -201,6 +206,7 @@ async def build_gateway(
         books=books,
         accounts=_accounts(storage),
         shop=shop,
+        simulator=simulator,
         outbox=storage.outbox,
         ledger=_embedded_ledger(storage, pace, metrics),
         publisher=publisher,
@@ -227,7 +233,10 @@ def _own_chores(
     storage: Storage, registration: Registration | None, gateway: Gateway, shop: Shop
 ) -> tuple[Endless, ...]:
     """What every gateway does from time to time, whoever settles."""
-    chores: list[Endless] = [Chore(name="shop", seconds=SHOP_SECONDS, act=shop.resume)]
+    chores: list[Endless] = [
+        Chore(name="shop", seconds=SHOP_SECONDS, act=shop.resume),
+        Chore(name="rerating", seconds=RERATING_SECONDS, act=shop.rerating.carry_on),
+    ]
     if not storage.config.database.is_sqlite:
         chores.append(_adoption(storage))
     if registration is not None:
@@ -423,6 +432,7 @@ def _shop(storage: Storage, gateway: Gateway) -> Shop:
     return open_shop(
         storage.database,
         storage.hot,
+        gateway.books,
         holds=gateway.holds,
         process=lambda: gateway.guard.process,
         now_ms=clock.now_ms,

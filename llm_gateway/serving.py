@@ -332,6 +332,7 @@ def _api_state(parts: Parts, token: str, neighbours: Neighbours | None) -> ApiSt
             guard=view,
         ),
         shop=parts.shop,
+        simulator=parts.simulator,
         admins=Admins(parts.database, now_ms=clock.now_ms),
         admin_token=Secret(token),
         now_ms=clock.now_ms,

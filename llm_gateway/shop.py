@@ -4,10 +4,12 @@ from collections.abc import Callable
 
 import msgspec
 
+from billing.books import PriceBooks
 from billing.corrections import Corrections
 from billing.db.hot import HotDatabase
 from billing.db.session import Database
 from billing.holds import HoldStore
+from billing.rerating.runs import Runs
 from billing.shop.orders import Orders
 from billing.shop.postings import OnPosted
 from billing.shop.products import Products
@@ -24,6 +26,7 @@ class Shop(msgspec.Struct, frozen=True, kw_only=True):
     reward_rules: RewardRules
     rewards: Rewards
     corrections: Corrections
+    rerating: Runs  # its own chore carries it on, for that may take long
 
     async def resume(self) -> None:
         """Carry out what was decided and, after a crash, not posted."""
@@ -35,6 +38,7 @@ class Shop(msgspec.Struct, frozen=True, kw_only=True):
 def open_shop(  # noqa: PLR0913 - what it stands on, each by name
     database: Database,
     hot: HotDatabase,
+    books: PriceBooks,
     *,
     holds: HoldStore,
     process: Callable[[], str],
@@ -61,5 +65,15 @@ def open_shop(  # noqa: PLR0913 - what it stands on, each by name
             new_id=new_id,
             on_posted=on_posted,
             call_seconds_max=call_seconds_max,
+        ),
+        rerating=Runs(
+            database,
+            hot,
+            books,
+            holds=holds,
+            process=process,
+            now_ms=now_ms,
+            new_id=new_id,
+            on_posted=on_posted,
         ),
     )

@@ -402,12 +402,31 @@ _R8_RECENT: Final = """
     WHERE c.taken > o.credit_amount
 """
 
+# The entries of runs of re-rating: the id of the call, and then which run it was.
+_RERATED: Final = """
+    SELECT event_id, amount, SUBSTR(event_id, LENGTH(source_ref_id) + 9) AS run_id
+    FROM ledger_entries WHERE source = 'charge' AND source_ref_id IS NOT NULL
+        AND event_id LIKE source_ref_id || ':' || 'rerate' || ':%'
+"""
+
 _R8_FULL: Final = f"""
     {_R8_RECENT}
     UNION ALL
     SELECT e.event_id, 'a purchase of no order' FROM ledger_entries e
     WHERE e.source = 'purchase' AND e.order_id IS NOT NULL
         AND NOT (e.event_id >= 'credit-order:' AND e.event_id < 'credit-order;')
+    UNION ALL
+    SELECT event_id, 'a re-rating of no run' FROM ({_RERATED}) AS rerated
+    WHERE NOT EXISTS (SELECT 1 FROM rerating_runs r WHERE r.run_id = rerated.run_id)
+    UNION ALL
+    SELECT r.run_id, 'noted ' || r.entries || ' entries, posted ' || COALESCE(posted, 0)
+    FROM rerating_runs r LEFT JOIN (
+        SELECT run_id, COUNT(*) AS posted,
+            SUM(CASE WHEN amount < 0 THEN -amount ELSE 0 END) AS taken,
+            SUM(CASE WHEN amount > 0 THEN amount ELSE 0 END) AS given_back
+        FROM ({_RERATED}) AS rerated GROUP BY run_id) AS sums ON sums.run_id = r.run_id
+    WHERE r.state = 'done' AND (r.entries <> COALESCE(sums.posted, 0)
+        OR r.taken <> COALESCE(sums.taken, 0) OR r.given_back <> COALESCE(sums.given_back, 0))
 """  # noqa: S608 - constants
 
 _R10: Final = """
@@ -465,7 +484,7 @@ CHECKS: Final = (
     ),
     Check(
         name="R8",
-        sentence="Orders, rewards and corrections are in the ledger, each once and as decided.",
+        sentence="Orders, rewards, corrections and re-ratings are in the ledger, each once and as decided.",
         full=_R8_FULL,
         recent=_R8_RECENT,
     ),

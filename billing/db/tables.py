@@ -500,6 +500,39 @@ corrections = Table(
     ),
 )
 
+# One row for each run of re-rating, written before its entries: how far it is, what it has posted.
+rerating_runs = Table(
+    "rerating_runs",
+    metadata,
+    Column("run_id", _ID, primary_key=True),
+    Column("book", BigInteger, nullable=False),  # by which the calls are charged
+    _at("from_at"),  # calls that began then
+    _at("to_at"),
+    Column("reason", Text, nullable=False),
+    Column("actor", Text, nullable=False),
+    Column("state", Text, nullable=False, server_default="posting"),
+    Column("cursor", _ID, nullable=False, server_default=""),  # up to this call all is done
+    Column("calls", BigInteger, nullable=False, server_default=text("0")),
+    Column("entries", BigInteger, nullable=False, server_default=text("0")),
+    _amount("taken"),  # micro-credits; so is the next
+    _amount("given_back"),
+    Column("left_out", Text, nullable=False, server_default="{}"),  # JSON: calls by reason
+    _at("created_at"),
+    Column("finished_at", BigInteger),
+    CheckConstraint("from_at < to_at", name="window"),
+    CheckConstraint("state IN ('posting', 'done')", name="state"),
+    CheckConstraint("(state = 'done') = (finished_at IS NOT NULL)", name="finished"),
+    CheckConstraint("taken >= 0 AND given_back >= 0", name="amounts"),
+    # One at a time.
+    Index(
+        "uq_rerating_runs_posting",
+        "state",
+        unique=True,
+        sqlite_where=text("state = 'posting'"),
+        postgresql_where=text("state = 'posting'"),
+    ),
+)
+
 admin_tokens = Table(
     "admin_tokens",
     metadata,

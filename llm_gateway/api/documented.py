@@ -53,6 +53,11 @@ _ACTS: Final = {
     "415": "The body is in a format that is not read here.",
 }
 
+_SIMULATED: Final = {
+    "404": "There is no such price book.",
+    "429": "Another simulation is running in this process; try again when it is done.",
+}
+
 
 class JsonDocument(JsonRenderPlugin):
     """The document as JSON."""
@@ -91,6 +96,8 @@ def _responses(path: str, method: str, operation: dict[str, Any]) -> dict[str, A
         told |= _WITH_KEY
     if "{" in path or path in _ALSO_BY_ID:
         told |= _WITH_ID
+    if "simulate" in path or "preview" in path:
+        told |= _SIMULATED
     if method != "get":
         told |= _ACTS
     schema = {"$ref": "#/components/schemas/Error"}

@@ -23,12 +23,15 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from billing import accounts, admins, books, corrections, keys
 from billing.db import hot
 from billing.holds import GuardUnavailableError
+from billing.rerating import runs, simulator
 from billing.settlement import desk
 from billing.shop import orders, products, rewards
 from billing.shop.fields import FieldProblem, InvalidFieldsError
 from llm_gateway import errors
 from llm_gateway.payments.checkout import UnknownPaymentModeError
 from llm_gateway.payments.port import PaymentRefusedError, PaymentUnavailableError
+
+SIMULATION_RETRY_SECONDS: Final = 30
 
 _log = logging.getLogger(__name__)
 
@@ -88,6 +91,18 @@ class PaymentModeUnavailableError(errors.UnavailableError):
 
     code = "payment_unavailable"
     text = "The payment cannot be begun at the moment; try again."
+
+
+class SimulationBusyError(errors.RateLimitedError):
+    """This process simulates already."""
+
+    code = "simulation_running"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "A simulation is running; one at a time is enough. Try again when it is done.",
+            retry_after_seconds=SIMULATION_RETRY_SECONDS,
+        )
 
 
 class BookRefusedError(errors.InvalidRequestError):
@@ -164,7 +179,11 @@ def _of_billing(exception: Exception) -> errors.GatewayError:
             return ActRefusedError(str(exception))
         case InvalidFieldsError() | accounts.EntryRefusedError() | UnknownPaymentModeError():
             return wrong_fields(_problems_of(exception))
-        case rewards.RewardConflictError() | corrections.CorrectionConflictError():
+        case (
+            rewards.RewardConflictError()
+            | corrections.CorrectionConflictError()
+            | runs.RunConflictError()
+        ):
             return _Conflict(_sentence(exception), param=_shown_name(exception.field))
         case _:
             told = _TOLD.get(type(exception))
@@ -186,6 +205,8 @@ _PLAIN: Final[dict[type[Exception], Callable[[], errors.GatewayError]]] = {
     products.SkuTakenError: lambda: ConflictError("Another product has this SKU."),
     orders.UnknownOrderError: lambda: errors.NotFoundError("There is no such order."),
     rewards.UnknownRewardRuleError: lambda: errors.NotFoundError("There is no such reward rule."),
+    runs.UnknownRunError: lambda: errors.NotFoundError("There is no such run."),
+    simulator.SimulationBusyError: SimulationBusyError,
     corrections.UnknownChargeError: lambda: errors.NotFoundError("There is no such charge."),
     PaymentUnavailableError: PaymentModeUnavailableError,
 }
@@ -228,6 +249,11 @@ _TOLD: Final[dict[type[Exception], Callable[[str], errors.GatewayError]]] = {
     rewards.UnknownSourceError: lambda text: errors.InvalidRequestError(text, param="source"),
     rewards.SourceDisabledError: ActRefusedError,
     rewards.SourceTakenError: ConflictError,
+    runs.RunInProgressError: ActRefusedError,
+    simulator.SimulationFailedError: lambda text: errors.UnavailableError(
+        f"The simulation was given up: {text[:1].lower()}{text[1:]}"
+    ),
+    corrections.ChargeBeingReratedError: ActRefusedError,
     corrections.ChargeNotFinalError: ActRefusedError,
     corrections.OrderNotCreditedError: ActRefusedError,
     corrections.RefundTooLargeError: ActRefusedError,

@@ -11,6 +11,7 @@ from billing.audit import AuditTrail
 from billing.books import PriceBooks
 from billing.db.session import Database
 from billing.keys import Keys
+from billing.rerating.simulator import Simulator
 from billing.settlement.desk import Desk
 from billing.settlement.reconcile import Reconciler
 from llm_gateway.estimate import Estimator
@@ -65,6 +66,7 @@ class ApiState(msgspec.Struct, frozen=True, kw_only=True):
     desk: Desk
     reconciler: Reconciler
     shop: Shop
+    simulator: Simulator
     admins: Admins
     admin_token: Secret | None  # the owner's; None: only tokens in the database open anything
     now_ms: Callable[[], int]

@@ -1,7 +1,7 @@
 """The command line's HTTP client: where the gateway is, who asks, and in one line what went wrong."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Final, TypeVar
 from urllib.parse import quote, urlsplit
@@ -72,6 +72,29 @@ class Client:
         headers = {"Content-Type": "application/toml"}
         answer = self._answer("POST", path, content=text.encode(), headers=headers)
         return _decoded(answer, kind)
+
+    def lines(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str | int | None],
+        *,
+        content: bytes | None = None,
+        content_type: str = "application/json",
+    ) -> Iterator[bytes]:
+        """An answer line by line, as it comes."""
+        params = {name: value for name, value in query.items() if value is not None}
+        headers = {} if content is None else {"Content-Type": content_type}
+        asked = self._http.stream(method, path, params=params, content=content, headers=headers)
+        try:
+            with asked as response:
+                if not _fine(response):
+                    response.read()
+                    raise CommandError(_refusal(response), REFUSED)
+                for line in response.iter_lines():
+                    yield line.encode()
+        except httpx2.HTTPError as error:
+            raise CommandError(unreachable(self.url, error)) from error
 
     def try_get(self, path: str, kind: type[T]) -> T | None:
         """GET; None if there is no such thing there, or the server is no gateway."""

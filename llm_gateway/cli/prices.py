@@ -18,6 +18,7 @@ from llm_gateway.cli.client import Client, admin_command, json_option
 from llm_gateway.cli.failure import REFUSED, CommandError
 from llm_gateway.cli.keys import parse_when
 from llm_gateway.cli.output import print_facts, print_json, print_rest, print_table
+from llm_gateway.cli.rerating import COMMANDS
 from pricing_rules.lint import lint as lint_book
 
 CANDIDATES_MAX: Final = 12  # rules shown that do not apply
@@ -133,6 +134,10 @@ def explain(client: Client, scene: str, provider: str, model: str, as_json: bool
         _print_explained(found)
     if found.rule is None:
         sys.exit(REFUSED)
+
+
+for _command in COMMANDS:
+    prices.add_command(_command)
 
 
 def _print_explained(found: ExplainView) -> None:

@@ -70,6 +70,7 @@ def _state(plane: Control) -> ApiState:
         desk=plane.desk,
         reconciler=plane.reconciler,
         shop=plane.shop(mock_payments=True),
+        simulator=plane.simulator,
         admins=plane.admins,
         admin_token=Secret(ADMIN_TOKEN),
         now_ms=plane.clock.now_ms,

@@ -61,6 +61,7 @@ class Api:
             desk=plane.desk,
             reconciler=plane.reconciler,
             shop=plane.shop(mock_payments=self.mock_payments),
+            simulator=plane.simulator,
             admins=plane.admins,
             admin_token=self.admin_token,
             now_ms=plane.clock.now_ms,

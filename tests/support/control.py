@@ -16,6 +16,7 @@ from billing.db.engine import hot_database
 from billing.db.session import Database, sqlite_path
 from billing.holds.database import DatabaseHoldStore
 from billing.keys import Keys
+from billing.rerating.simulator import Simulator
 from billing.settlement.desk import Desk
 from billing.settlement.reconcile import Reconciler
 from llm_gateway.clock import new_event_id
@@ -93,6 +94,7 @@ class Control:
         self.hot = hot_database(url, clock=clock.now_ms)
         self.keys = Keys(self.database, now_ms=clock.now_ms, monotonic=clock.monotonic)
         self.books = PriceBooks(self.database, now_ms=clock.now_ms, monotonic=clock.monotonic)
+        self.simulator = Simulator(self.database, self.books, monotonic=clock.monotonic)
         self.accounts = Accounts(self.database, self.hot, now_ms=clock.now_ms)
         self.admins = Admins(self.database, now_ms=clock.now_ms)
         self.audit = AuditTrail(self.database)
@@ -110,6 +112,7 @@ class Control:
         return open_shop(
             self.database,
             self.hot,
+            self.books,
             holds=DatabaseHoldStore(self.hot),
             process=lambda: PROCESS,
             now_ms=self.clock.now_ms,

@@ -8,6 +8,7 @@ import sys
 from billing import failpoints
 from billing.corrections import Adjustment, OrderRefund
 from billing.shop.rewards import NewReward
+from tests.support.rerating import DEARER_BOOK, WINDOW, run_asked
 from tests.support.shop import Shop
 
 
@@ -31,6 +32,10 @@ async def main(url: str, point: str, act: str, *what: str) -> None:
             await shop.corrections.refund_order(
                 OrderRefund(order_id=what[0], reason="r", idempotency_key="k"), actor="ops"
             )
+        case "rerate":
+            shop.now = WINDOW.to_at
+            await shop.rerating.start(run_asked(DEARER_BOOK, what[0]), actor="ops")
+            await shop.rerating.carry_on()
         case _:
             raise ValueError(act)
     print("survived", flush=True)

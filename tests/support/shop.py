@@ -11,12 +11,14 @@ from itertools import count
 from sqlalchemy import text
 
 from billing.accounts import AccountInfo, Accounts
+from billing.books import PriceBooks
 from billing.corrections import Corrections
 from billing.db import engine as engines
 from billing.db.session import Database
 from billing.events import Finish
 from billing.holds import HoldStore
 from billing.holds.database import DatabaseHoldStore
+from billing.rerating.runs import Runs
 from billing.settlement.reconcile import Reconciler
 from billing.shop.orders import NewOrder, Order, Orders
 from billing.shop.products import NewProduct, Product, Products
@@ -64,6 +66,10 @@ class Shop:
         self.rules = RewardRules(self.database, now_ms=self.now_ms, new_id=clock.new_event_id)
         self.rewards = Rewards(self.database, self.hot, now_ms=self.now_ms, on_posted=self._tell)
         self.corrections = self.corrections_with(self.holds)
+        self.books = PriceBooks(
+            self.database, now_ms=self.now_ms, monotonic=lambda: self.now / 1000
+        )
+        self.rerating = self.rerating_with(self.holds)
 
     def now_ms(self) -> int:
         return self.now
@@ -77,6 +83,20 @@ class Shop:
             now_ms=self.now_ms,
             new_id=clock.new_event_id,
             on_posted=self._tell,
+        )
+
+    def rerating_with(self, holds: HoldStore, calls_at_once: int = 3) -> Runs:
+        """Runs of re-rating, so few calls on a page that every test has several."""
+        return Runs(
+            self.database,
+            self.hot,
+            self.books,
+            holds=holds,
+            process=lambda: PROCESS,
+            now_ms=self.now_ms,
+            new_id=clock.new_event_id,
+            on_posted=self._tell,
+            calls_at_once=calls_at_once,
         )
 
     async def _tell(self, accounts: Collection[str]) -> None:

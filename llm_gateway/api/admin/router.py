@@ -21,7 +21,9 @@ from llm_gateway.api.admin.price_books import BooksController
 from llm_gateway.api.admin.products import ProductsController
 from llm_gateway.api.admin.quarantine import QuarantineController
 from llm_gateway.api.admin.reconcile import ReconcileController
+from llm_gateway.api.admin.rerating import ReratingController
 from llm_gateway.api.admin.rewards import RewardRulesController, RewardsController
+from llm_gateway.api.admin.simulations import SimulationsController
 from llm_gateway.api.admin.statements import OutstandingController, StatementsController
 from llm_gateway.api.admin.tokens import TokensController
 from llm_gateway.api.admin.usage import UsageController
@@ -37,6 +39,8 @@ def admin_router() -> Router:
             GrantsController,
             KeysController,
             BooksController,
+            SimulationsController,
+            ReratingController,
             AuditController,
             HoldsController,
             OutboxController,

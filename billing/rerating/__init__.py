@@ -1,0 +1,1 @@
+"""Re-rating: what recorded calls would cost by another price book, simulated or posted as corrections."""
