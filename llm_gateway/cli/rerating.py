@@ -268,7 +268,8 @@ def _signed(sums: RerateSumsView) -> str:
     sign = "+" if difference > 0 else ""
     if not sums.before_micro_credits or not difference:
         return f"{sign}{Credits(difference)}"
-    tenths = abs(difference) * 1000 // sums.before_micro_credits
+    # Half a tenth and more is one.
+    tenths = (abs(difference) * 2000 // sums.before_micro_credits + 1) // 2
     direction = "+" if difference > 0 else "-"
     return f"{sign}{Credits(difference)} ({direction}{tenths // 10}.{tenths % 10} %)"
 

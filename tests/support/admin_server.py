@@ -7,6 +7,7 @@ from pathlib import Path
 
 import uvicorn
 
+from billing.settlement.service import Chore, end_tasks
 from llm_gateway import clock
 from llm_gateway.api.litestar import ApiState, Dependency, OpsState, create_api
 from llm_gateway.secret import Secret
@@ -54,10 +55,16 @@ class AdminServer:
             _, self.user_key = await plane.keys.create_user(
                 "ada", default_scene="chat", actor="test"
             )
-            config = uvicorn.Config(create_api(_state(plane)), log_config=None, lifespan="off")
+            state = _state(plane)
+            config = uvicorn.Config(create_api(state), log_config=None, lifespan="off")
             self._server = uvicorn.Server(config)
+            # As app.py has it, but for the time in between.
+            chore = Chore(name="rerating", seconds=0.1, act=state.shop.rerating.carry_on)
+            reratings = asyncio.create_task(chore.run())
             self._started.set()
             await self._server.serve(sockets=[self._socket])
+            await end_tasks([reratings])
+            await plane.simulator.close()
 
 
 def _state(plane: Control) -> ApiState:
