@@ -8,7 +8,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SOURCES := llm_gateway billing pricing_rules migrations tests bench
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check bench bench-ledger fmt lock wheel clean mutate soak
+.PHONY: help run test check bench bench-ledger bench-simulate fmt lock wheel clean mutate soak
 
 help:
 	@echo "make run    start the gateway (http://127.0.0.1:8080)"
@@ -16,6 +16,7 @@ help:
 	@echo "make check  formatting, lint and types only"
 	@echo "make bench  what a call costs in CPU, latency and memory"
 	@echo "make bench-ledger  charges and holds per second on both engines"
+	@echo "make bench-simulate  re-rating a million calls on both engines"
 	@echo "make mutate change the code that reckons money, line by line, and see a test fail"
 	@echo "make soak   kill, freeze and cut off processes under load, then audit (MINUTES=10 SEED=1)"
 	@echo "make fmt    format and fix what can be fixed"
@@ -37,6 +38,9 @@ bench: $(VENV)/.dev
 
 bench-ledger: $(VENV)/.dev
 	$(BIN)/python -m bench.ledger $(ARGS)
+
+bench-simulate: $(VENV)/.dev
+	$(BIN)/python -m bench.simulate $(ARGS)
 
 fmt: $(VENV)/.dev
 	$(BIN)/ruff format $(SOURCES)
