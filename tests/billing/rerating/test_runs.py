@@ -30,7 +30,7 @@ from billing.shop.consumption import Question, consumption
 from billing.shop.fields import InvalidFieldsError
 from billing.shop.statements import month_of, statement
 from pricing_rules.usage import Usage
-from tests.support.money import T0, Place, cancelled, charge, estimate, hold
+from tests.support.money import T0, Place, cancelled, charge, estimate, hold, purchase
 from tests.support.rerating import (
     CHEAPER_BOOK,
     DEARER_BOOK,
@@ -246,7 +246,9 @@ async def test_an_entry_that_the_ledger_refuses_is_counted(shop: Shop) -> None:
     """The balance would pass what an account can have: 9,007,199,254,740,991 is the most."""
     await shop.give(2**53 - 1 - 5)
     await calls(shop, 1)
-    await shop.give(35)
+    # Of another source than the first: no total may pass that either.
+    gift = msgspec.structs.replace(purchase(35, account="ada"), source="manual")
+    await shop.hot.post([gift])
     run = await rerate(shop, CHEAPER_BOOK)
     assert (run.entries, run.given_back, run.left_out) == (0, 0, {"refused": 1})
     assert (await shop.account()).balance == 2**53 - 1 - 5
