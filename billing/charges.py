@@ -217,11 +217,13 @@ def _provider_cost(raw_usage: bytes | None) -> str | None:
 _DIGITS_MAX: Final = 30
 
 
-def _factors(rule: Rule, started_at: int, usage: Usage, amount: int) -> Factors:
+def _factors(rule: Rule, started_at: int, usage: Usage, amount: int | None) -> Factors:
     """The hour's factor is known by the time; the service tier is the one that gives the amount.
 
     The plain one where none does: what was charged is then no price, but an estimate's cap.
     """
+    if amount is None:
+        return factors_of(rule, started_at)
     fitting = fitting_factors(rule, usage, started_at, amount)
     return next(fitting, None) or factors_of(rule, started_at)
 

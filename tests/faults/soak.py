@@ -13,17 +13,20 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import asyncpg
 
 from tests.faults.machines import Machines, check_machines, quiet, start
 from tests.faults.soak_audit import Findings, audit
 from tests.faults.soak_load import Load, Outcome, SoakProvider
 from tests.support.fleet import PACE, FleetGateway, Worker
 from tests.support.redis_server import RedisServer
-from tests.support.services import PostgresServer
+from tests.support.services import PostgresServer, pg_dsn
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -38,7 +41,8 @@ PAUSE_SECONDS: Final = (0.7, 3.5)  # between two faults
 # fault that is the operator's: now and then it is made, else one is given the time to end.
 EVIDENCE_SECONDS: Final = (DEAD_SECONDS + 4, 5.0)  # after a kill; after a loss of Redis
 DOUBLE_FAULTS: Final = 0.15
-LOST_WITHIN_SECONDS: Final = (6.0, 12.0)  # before and after a kill, at the most
+# Redis lost: so long before the kill, or so long after the death was seen, the holds were in no place.
+LOST_WITHIN_SECONDS: Final = (6.0, 5.0)
 HOT_CREDIT: Final = 1_000_000_000_000
 THIN_CREDIT: Final = 12_000  # one call at once, or two
 SHOWN: Final = 40
@@ -81,6 +85,14 @@ class Report:
         return "\n".join(lines)
 
 
+class Kill(NamedTuple):
+    """A gateway that was killed."""
+
+    at: float  # seconds since the epoch, as are the other moments here
+    port: int
+    pid: int
+
+
 class Faults:
     """Random faults until told to stop; each leaves its machine running."""
 
@@ -88,8 +100,8 @@ class Faults:
         self._machines = machines
         self._chance = random.Random(f"{seed}/faults")
         self.counts: Counter[str] = Counter()
-        self.kills: list[tuple[float, int]] = []  # of gateways: when, and the port
-        self.losses: list[float] = []  # of Redis
+        self.kills: list[Kill] = []  # of gateways
+        self.losses: list[float] = []  # of Redis: when
         self._evidence_at = 0.0  # until then it is in one place only
         self.stopping = False
 
@@ -118,7 +130,7 @@ class Faults:
         async with self._machines.lock(f"gateway {number}"):
             if kill and self._may_destroy(EVIDENCE_SECONDS[0]):
                 self.counts["kill -9 of a gateway"] += 1
-                self.kills.append((time.monotonic(), gateway.port))
+                self.kills.append(Kill(time.time(), gateway.port, gateway.pid))
                 await asyncio.to_thread(gateway.kill9)
                 await asyncio.sleep(away)
                 await start(gateway)
@@ -160,7 +172,7 @@ class Faults:
         async with self._machines.lock("redis"):
             if not self._may_destroy(EVIDENCE_SECONDS[1]):
                 return
-            self.losses.append(time.monotonic())
+            self.losses.append(time.time())
             if flush:
                 self.counts["FLUSHALL of Redis"] += 1
                 await redis.ask("FLUSHALL")
@@ -183,15 +195,21 @@ class Faults:
         self._evidence_at = now + seconds
         return True
 
-    def lost_twice(self, outcome: Outcome) -> bool:
-        """Whether a call's gateway was killed under it, and Redis lost at about the same time."""
+    def lost_twice(self, outcome: Outcome, seen_dead: Mapping[int, float]) -> bool:
+        """Whether a call's gateway was killed under it, and Redis lost before a sweeper came to it.
+
+        `seen_dead`: when, by the pid of the process. Workers are killed too: it may take long.
+        """
         before, after = LOST_WITHIN_SECONDS
         ended = outcome.began + outcome.seconds
         return any(
-            port == outcome.port
-            and outcome.began <= killed <= ended + 1
-            and any(killed - before <= lost <= killed + after for lost in self.losses)
-            for killed, port in self.kills
+            kill.port == outcome.port
+            and outcome.began <= kill.at <= ended + 1
+            and any(
+                kill.at - before <= lost <= seen_dead.get(kill.pid, kill.at) + after
+                for lost in self.losses
+            )
+            for kill in self.kills
         )
 
     def _away(self) -> float:
@@ -274,17 +292,30 @@ async def _torment(
     ended_at = time.monotonic()
     await quiet(url, machines, settings.call_seconds_max)
     settled_at = time.monotonic()
+    seen_dead = await deaths(url)
     findings = await audit(
         url,
         load,
         provider.served,
         call_seconds_max=settings.call_seconds_max,
         holds_in_redis=settings.redis,
-        lost_twice=faults.lost_twice,
+        lost_twice=lambda outcome: faults.lost_twice(outcome, seen_dead),
     )
     await check_machines(findings, machines)
     findings.violations += [f"the provider failed: {error}" for error in provider.errors]
     return Report(settings, findings, faults.counts, ended_at - told_at, settled_at - ended_at)
+
+
+async def deaths(url: str) -> dict[int, float]:
+    """When each process was declared dead, by its pid; seconds since the epoch."""
+    connection = await asyncpg.connect(pg_dsn(url))
+    try:
+        rows = await connection.fetch(
+            "SELECT pid, max(ended_at) FROM processes WHERE ended_at IS NOT NULL GROUP BY pid"
+        )
+    finally:
+        await connection.close()
+    return {row[0]: row[1] / 1000 for row in rows}
 
 
 def main() -> int:

@@ -188,7 +188,7 @@ class Outcome:
     left: bool = False  # it went away itself
     hung: bool = False
     port: int = 0
-    began: float = 0.0  # monotonic
+    began: float = 0.0  # seconds since the epoch
     seconds: float = 0.0  # from connecting to the end
 
 
@@ -266,7 +266,7 @@ class Load:
         )
         leaves = chance.uniform(0, 0.3 + plan.milliseconds / 1000)
         patience = leaves if chance.random() < 0.1 else CALL_WAIT_SECONDS
-        started = outcome.began = time.monotonic()
+        outcome.began, started = time.time(), time.monotonic()
         try:
             async with asyncio.timeout(patience):
                 await self._exchange(chance, data, outcome)
