@@ -20,9 +20,14 @@ class BillingContext(msgspec.Struct, frozen=True, kw_only=True):
     model_sent: str
     run_id: str
     client_request_id: str
-    book: int  # version of the price book
+    book: int  # version of the price book; 0: no call, but a debit that holds like one
     rule: str  # id of the rule within it
     started_at: int  # milliseconds since the epoch
+
+    @property
+    def is_call(self) -> bool:
+        """Whether it is a call that holds; else a correction or re-rating, which is resumed by itself."""
+        return self.book > 0
 
 
 def encode_context(context: BillingContext) -> bytes:

@@ -377,7 +377,6 @@ async def _compared(
 _ORPHANS: Final = (
     "SELECT hold_id, account, amount, progress, context FROM holds h WHERE process <> $1"  # noqa: S608
     " AND hold_id > $2 AND NOT EXISTS (SELECT 1 FROM usage u WHERE u.event_id = h.hold_id)"
-    " AND NOT EXISTS (SELECT 1 FROM corrections c WHERE c.hold_id = h.hold_id)"
     f" ORDER BY hold_id LIMIT {ADOPT_AT_ONCE}"
 )
 _LOWER: Final = (
@@ -410,7 +409,7 @@ async def adopt_some(
         estimate = orphan_estimate(hold_id, account, amount, progress, context, now)
         if isinstance(estimate, Finish):
             finishes.append(estimate)
-        else:
+        elif estimate is not None:
             unreadable.append(estimate)
     if finishes:
         hold_ids = [finish.event.context.event_id for finish in finishes]
@@ -418,7 +417,8 @@ async def adopt_some(
         await record_all(connection, finishes, now)
         await connection.execute(_TO_PROGRESS, _list(hold_ids))
     await set_aside(connection, unreadable)
-    return len(orphans), orphans[-1][0] if len(orphans) == ADOPT_AT_ONCE else None
+    last = orphans[-1][0] if len(orphans) == ADOPT_AT_ONCE else None
+    return len(finishes) + len(unreadable), last
 
 
 _SET_ASIDE: Final = (

@@ -163,8 +163,11 @@ def quarantine_row_of(row: Waiting, reason: str, now: int) -> Row:
 
 def orphan_estimate(
     hold_id: str, account: str, amount: int, progress: int, context: bytes, now: int
-) -> Finish | Row:
-    """The estimate of a call whose process is gone; or the quarantine's row, if it is unreadable."""
+) -> Finish | Row | None:
+    """The estimate of a call whose process is gone; or the quarantine's row, if it is unreadable.
+
+    None: it is no call's, and whoever carries on that debit lets go of it.
+    """
     try:
         event = ChargeEvent(
             revision=Revision.ESTIMATE,
@@ -179,6 +182,8 @@ def orphan_estimate(
     except msgspec.MsgspecError:
         reason = "the hold's context cannot be read"
         return (hold_id, Revision.ESTIMATE, account, "hold", reason, context, now)
+    if not event.context.is_call:
+        return None
     return Finish(event=event, notes=UsageNotes(reason="orphaned"))
 
 

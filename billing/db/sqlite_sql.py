@@ -240,23 +240,24 @@ def adopt_orphans(connection: sqlite3.Connection, process: str, now: int) -> int
     """Charge the holds of every other process, as far as nothing is recorded, at their progress.
 
     Whoever calls this knows that those processes are gone. The estimate's settlement drops the hold.
-    Holds of corrections are no calls': these are resumed.
+    Holds of corrections and re-ratings are no calls': these are resumed.
     """
     orphans = connection.execute(
         "SELECT hold_id, account, amount, progress, context FROM holds"
-        " WHERE process <> ? AND NOT EXISTS (SELECT 1 FROM usage WHERE event_id = hold_id)"
-        " AND NOT EXISTS (SELECT 1 FROM corrections c WHERE c.hold_id = holds.hold_id)",
+        " WHERE process <> ? AND NOT EXISTS (SELECT 1 FROM usage WHERE event_id = hold_id)",
         (process,),
     ).fetchall()
+    adopted = 0
     for hold_id, account, amount, progress, context in orphans:
         estimate = orphan_estimate(hold_id, account, amount, progress, context, now)
         if isinstance(estimate, Finish):
             record_all(connection, [estimate], now, careful=False)
             # Nobody who could still spend the rest is alive.
             _change_hold(connection, hold_id, account, min(0, progress - amount))
-        else:
+        elif estimate is not None:
             set_aside(connection, estimate)
-    return len(orphans)
+        adopted += estimate is not None
+    return adopted
 
 
 def set_aside(connection: sqlite3.Connection, row: Row) -> None:

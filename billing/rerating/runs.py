@@ -360,6 +360,7 @@ def _hold(run: Run, account: str, wanted: int, process: str, now_ms: int) -> Hol
         context=encode_context(context),
         process=process,
         started_at=now_ms,
+        while_suspended=True,
     )
 
 

@@ -19,7 +19,7 @@ from billing.context import BillingContext, decode_context
 from billing.db import rows
 from billing.db.hot import EventConflictError
 from billing.db.session import Database
-from billing.db.tables import accounts, corrections, holds, outbox, processes, quarantine, usage
+from billing.db.tables import accounts, holds, outbox, processes, quarantine, usage
 from billing.events import (
     ChargeEvent,
     Finish,
@@ -141,7 +141,6 @@ class _Call(msgspec.Struct, frozen=True, kw_only=True):
     released: bool
     waiting: bool
     quarantined: bool
-    corrects: bool  # it is no call: a correction holds it
 
 
 class Desk:
@@ -300,7 +299,7 @@ class Desk:
         }
         act = Act(actor=actor, action="hold.release", target=hold_id, detail=detail)
         now = self._now_ms()
-        if context is not None and not call.revisions:
+        if context is not None and context.is_call and not call.revisions:
             # Through the store: it knows where else something is to be told.
             async with self._database.write() as connection:
                 await note(connection, act, now)
@@ -372,8 +371,6 @@ def _why_not(call: _Call, *, process: str, alive: bool) -> str:
     """Why a hold cannot be released; "" if it can."""
     if call.waiting:
         return "its charge waits to be settled, and that releases it"
-    if call.corrects:
-        return "a correction holds it, and lets go of it once it is posted: that comes by itself"
     if call.quarantined:
         return "its charge is in quarantine: replay or discard that"
     if alive and Revision.FINAL not in call.revisions:
@@ -395,13 +392,11 @@ async def _call(connection: AsyncConnection, event_id: str) -> _Call:
         .where(quarantine.c.event_id == event_id, quarantine.c.resolved_at.is_(None))
         .limit(1)
     )
-    corrects = select(corrections.c.event_id).where(corrections.c.hold_id == event_id).limit(1)
     return _Call(
         revisions=tuple(row.revision for row in said),
         released=any(row.cancelled and row.reason == RELEASED for row in said),
         waiting=await connection.scalar(waits) is not None,
         quarantined=await connection.scalar(aside) is not None,
-        corrects=await connection.scalar(corrects) is not None,
     )
 
 

@@ -7,7 +7,7 @@ import msgspec
 from sqlalchemy import delete, exists, select, update
 
 from billing.db.session import Database
-from billing.db.tables import accounts, corrections, holds, quarantine, usage
+from billing.db.tables import accounts, holds, quarantine, usage
 from billing.events import Revision
 
 RELEASED_AT_ONCE: Final = 500
@@ -30,8 +30,7 @@ class OrphanHolds(Protocol):
     async def held_by_others(self, alive: AbstractSet[str], limit: int) -> list[HeldCall]:
         """Holds of processes that are not `alive`.
 
-        Residuals, calls with a charge or a cancellation recorded, and what corrections hold (they
-        are resumed by whoever lives) are left out. Raises
+        Residuals, and calls with a charge or a cancellation recorded, are left out. Raises
         GuardUnavailableError or what SQLAlchemy raises.
         """
         ...
@@ -58,7 +57,6 @@ class DatabaseOrphans:
                 holds.c.state == "live",
                 holds.c.process.not_in(alive),
                 ~exists().where(usage.c.event_id == holds.c.hold_id),
-                ~exists().where(corrections.c.hold_id == holds.c.hold_id),
             )
             .order_by(holds.c.hold_id)
             .limit(limit)

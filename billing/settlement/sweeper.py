@@ -221,11 +221,15 @@ class Sweeper:
     # -- what they leave ---------------------------------------------------------------------
 
     async def _estimate(self, calls: list[HeldCall]) -> int:
-        """Charge each at its last progress; should its owner say something now, that stands."""
+        """Charge each at its last progress; should its owner say something now, that stands.
+
+        What is no call's is left alone: whoever carries on that debit lets go of it.
+        """
         finishes = []
         for call in calls:
             if finish := estimate_of(call, self._now_ms()):
-                finishes.append(finish)
+                if finish.event.context.is_call:
+                    finishes.append(finish)
             else:
                 await self._set_aside(call)
         answers = await asyncio.gather(*map(self._record, finishes))

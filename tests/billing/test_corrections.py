@@ -27,7 +27,6 @@ from billing.holds import Granted, GuardUnavailableError, HoldRequest, Refused
 from billing.holds.database import DatabaseHoldStore
 from billing.ledger import AMOUNT_MAX, label_in
 from billing.lists import PageRequest
-from billing.settlement.orphans import DatabaseOrphans
 from billing.shop.fields import InvalidFieldsError
 from billing.shop.orders import UnknownOrderError
 from tests.support.money import T0, Place, charge, estimate, hold, migrated, purchase
@@ -627,7 +626,6 @@ async def test_what_holds_for_a_correction_is_taken_for_no_call(shop: Shop, poin
             await take_back(shop, order.order_id, key="k1")
     finally:
         hooks.clear()
-    assert await DatabaseOrphans(shop.database).held_by_others(frozenset(), 10) == []
     assert await shop.hot.adopt_orphans("another process", shop.now) == 0
     await shop.hot.settle_pending(10)
     assert await shop.rows("SELECT * FROM usage") == []

@@ -3,11 +3,12 @@
 import msgspec
 import pytest
 
+from billing.context import encode_context
 from billing.events import Finish
 from billing.lists import PageRequest
 from billing.settlement.desk import ActRefusedError, UnknownItemError
 from tests.support.books import PROCESS, Books, new_id
-from tests.support.money import T0, cancelled, charge, estimate, hold
+from tests.support.money import T0, cancelled, charge, context, estimate, hold
 
 REASON = "looked into it"
 
@@ -318,19 +319,17 @@ async def test_hold_that_was_left_over_goes_without_a_charge(books: Books) -> No
     assert await books.wrong() == {}
 
 
-async def test_hold_of_a_correction_is_no_call_to_be_released(books: Books) -> None:
-    """Cancelled like a call it would be counted as one, and the correction would go on without it."""
+async def test_hold_of_a_debit_is_released_and_no_call_is_cancelled(books: Books) -> None:
+    """Else it would count as a call of the account's."""
     await books.open_account()
-    hold_id = new_id()
-    await books.hot.reserve(hold(hold_id))
-    await books.change(
-        "INSERT INTO corrections (event_id, kind, account, wanted, amount, hold_id, reason, actor,"
-        f" created_at) VALUES ('adjustment:k', 'adjustment', 'alice', -100, -100, '{hold_id}', 'r',"
-        " 'eve', 1)"
-    )
-    with pytest.raises(ActRefusedError, match="a correction holds it"):
-        await books.desk.release_hold(hold_id, REASON, actor="eve")
-    assert await held(books) == (100, 1)
+    debit = msgspec.structs.replace(context(new_id()), book=0)
+    request = msgspec.structs.replace(hold(debit.event_id), context=encode_context(debit))
+    await books.hot.reserve(request)
+    done = await books.desk.release_hold(debit.event_id, REASON, actor="eve")
+    assert (done.cancelled, done.repeated) == (False, False)
+    assert await held(books) == (0, 0)
+    assert await books.rows("SELECT * FROM usage") == []
+    assert await acts(books) == ["hold.release"]
 
 
 async def test_owner_that_speaks_after_a_release_goes_to_quarantine(books: Books) -> None:

@@ -3,9 +3,11 @@
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from sqlalchemy import delete, insert, select, update
 
+from billing.context import encode_context
 from billing.db.engine import hot_database as hot_engine
 from billing.db.hot import HotDatabase
 from billing.db.session import Database
@@ -16,7 +18,7 @@ from billing.settlement.orphans import DatabaseOrphans
 from billing.settlement.registry import Beat, Pace, Registration, SpoolReport
 from billing.settlement.sweeper import FORGET_SECONDS, Sweeper, Swept
 from billing.settlement.worker import LedgerWorker
-from tests.support.money import T0, cancelled, charge, hold, migrated, new_id, purchase
+from tests.support.money import T0, cancelled, charge, context, hold, migrated, new_id, purchase
 
 PACE = Pace(beat_seconds=2, admit_seconds=10, dead_seconds=15)
 CALL_SECONDS_MAX = 60
@@ -124,6 +126,23 @@ async def world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
     yield World(database, hot)
     await hot.close()
     await database.dispose()
+
+
+async def test_a_debit_of_a_dead_process_is_no_call(world: World) -> None:
+    """A correction's or a re-rating's: whoever carries it on lets go of its hold."""
+    await world.process("p1")
+    debit = msgspec.structs.replace(context(new_id()), book=0)
+    request = msgspec.structs.replace(hold(debit.event_id), context=encode_context(debit))
+    assert await world.hot.reserve(request) == Granted(100)
+    call = await world.call_of("p1", progress=30)
+    swept = await world.look_for(60)
+    assert (swept.dead, swept.estimates) == (("p1",), 1)
+    assert await world.estimates() == {call: 30}
+    assert await world.hot.adopt_orphans("p2", T0) == 0
+    await world.settle()
+    async with world.database.read() as connection:
+        left = (await connection.execute(select(holds.c.hold_id, holds.c.amount))).all()
+    assert sorted(tuple(row) for row in left) == sorted([(debit.event_id, 100), (call, 70)])
 
 
 async def test_who_beats_is_never_dead(world: World) -> None:
