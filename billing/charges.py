@@ -222,7 +222,7 @@ def _factors(rule: Rule, started_at: int, usage: Usage, amount: int | None) -> F
 
     The plain one where none does: what was charged is then no price, but an estimate's cap.
     """
-    if amount is None:
+    if amount is None:  # nothing was charged that could tell
         return factors_of(rule, started_at)
     fitting = fitting_factors(rule, usage, started_at, amount)
     return next(fitting, None) or factors_of(rule, started_at)
