@@ -533,6 +533,17 @@ rerating_runs = Table(
     ),
 )
 
+# What runs of re-rating hold, or held: written before it is held, so that it is known for no call's.
+# The next run clears what the last one left.
+rerating_holds = Table(
+    "rerating_holds",
+    metadata,
+    Column("hold_id", _ID, primary_key=True),
+    Column("run_id", _ID, nullable=False),
+    Column("done_at", BigInteger),  # NULL: its debits are still to be posted
+    sqlite_with_rowid=False,
+)
+
 admin_tokens = Table(
     "admin_tokens",
     metadata,

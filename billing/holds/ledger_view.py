@@ -27,6 +27,7 @@ from billing.db.tables import (
     outbox,
     processes,
     quarantine,
+    rerating_holds,
     usage,
 )
 from billing.events import ChargeEvent, Revision
@@ -253,8 +254,9 @@ class SqlLedgerView:
             for some in _groups(sorted(ids)):
                 rows = select(usage.c.event_id).where(usage.c.event_id.in_(some))
                 found.update((await connection.scalars(rows)).all())
-                promised = select(corrections.c.hold_id).where(corrections.c.hold_id.in_(some))
-                found.update((await connection.scalars(promised)).all())
+                for debits in (corrections, rerating_holds):
+                    promised = select(debits.c.hold_id).where(debits.c.hold_id.in_(some))
+                    found.update((await connection.scalars(promised)).all())
         return frozenset(found)
 
     async def verdicts(
@@ -432,6 +434,10 @@ async def _judge(
         corrections.c.hold_id.in_(ids), corrections.c.posted_at.is_not(None)
     )
     finals.extend((await connection.scalars(done)).all())
+    rerated = select(rerating_holds.c.hold_id).where(
+        rerating_holds.c.hold_id.in_(ids), rerating_holds.c.done_at.is_not(None)
+    )
+    finals.extend((await connection.scalars(rerated)).all())
     posted = await _posted(connection, said)
     stuck = await _stuck(connection, list(said))
     for event_id, words in said.items():

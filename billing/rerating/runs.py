@@ -18,7 +18,7 @@ from contextlib import suppress
 from typing import Final, Literal
 
 import msgspec
-from sqlalchemy import Select, insert, select, update
+from sqlalchemy import Select, delete, insert, select, update
 from sqlalchemy.engine import Row
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -31,8 +31,8 @@ from billing.db.hot import HotDatabase
 from billing.db.invariants import time_of
 from billing.db.pages import read_page
 from billing.db.postgres_url import is_postgres
-from billing.db.session import Database
-from billing.db.tables import rerating_runs
+from billing.db.session import Database, insert_into
+from billing.db.tables import rerating_holds, rerating_runs
 from billing.failpoints import reach
 from billing.holds import GuardUnavailableError, HoldRequest, HoldStore
 from billing.lists import Page, PageRequest
@@ -176,6 +176,7 @@ class Runs:
                 return known, True
             if other := await connection.scalar(_posting()):
                 raise RunInProgressError(other)
+            await connection.execute(delete(rerating_holds))  # of runs that are done
             await connection.execute(insert(rerating_runs).values(**_values(run)))
             await note(connection, _act(run), now_ms)
         reach("rerating_promised")
@@ -243,6 +244,7 @@ class Runs:
         if not step.entries:
             return
         holds = step.holds(self._process(), self._now_ms())
+        await self._announce(run, holds)
         for request in holds:
             await self._holds.reserve(request)  # whatever could be held of it
         reach("rerating_held")
@@ -258,6 +260,15 @@ class Runs:
                 await self._on_posted(sorted({entry.account for entry in step.entries}))
         for request in holds:
             await self._holds.release(request.account, request.hold_id)
+
+    async def _announce(self, run: Run, holds: list[HoldRequest]) -> None:
+        """Note what is to be held: should this process die, nobody takes it for a call's."""
+        if not holds:
+            return
+        rows = [{"hold_id": request.hold_id, "run_id": run.run_id} for request in holds]
+        async with self._database.write() as connection:
+            noted = insert_into(connection, rerating_holds).on_conflict_do_nothing()
+            await connection.execute(noted, rows)
 
     async def _mark(self, run: Run, last: str, step: "_Step") -> Run:
         """Note how far the run is, unless another process did so: then as it left it."""
@@ -279,6 +290,9 @@ class Runs:
         )
         async with self._database.write() as connection:
             marked = await connection.execute(mine.values(**_values(done)))
+            if marked.rowcount:
+                held = rerating_holds.c.run_id == run.run_id, rerating_holds.c.done_at.is_(None)
+                await connection.execute(update(rerating_holds).where(*held).values(done_at=now_ms))
         return done if marked.rowcount else await self.get(run.run_id)
 
 

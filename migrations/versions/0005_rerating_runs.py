@@ -13,7 +13,7 @@ ID = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
 
 
 def upgrade() -> None:
-    """Make the table."""
+    """Make the tables."""
     op.create_table(
         "rerating_runs",
         sa.Column("run_id", ID, nullable=False),
@@ -47,8 +47,17 @@ def upgrade() -> None:
         sqlite_where=sa.text("state = 'posting'"),
         postgresql_where=sa.text("state = 'posting'"),
     )
+    op.create_table(
+        "rerating_holds",
+        sa.Column("hold_id", ID, nullable=False),
+        sa.Column("run_id", ID, nullable=False),
+        sa.Column("done_at", sa.BigInteger(), nullable=True),
+        sa.PrimaryKeyConstraint("hold_id", name=op.f("pk_rerating_holds")),
+        sqlite_with_rowid=False,
+    )
 
 
 def downgrade() -> None:
     """Drop it; the entries of the runs stay."""
+    op.drop_table("rerating_holds")
     op.drop_table("rerating_runs")

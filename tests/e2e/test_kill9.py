@@ -40,6 +40,8 @@ SHOP_POINTS = {
     "correction_held",
     "correction_posted",
 }
+# So is this: tests/billing/rerating/ and tests/e2e/test_rerating.py try these.
+RERATING_POINTS = {"rerating_promised", "rerating_held", "rerating_posted"}
 
 
 def named_points() -> set[str]:
@@ -52,7 +54,9 @@ def named_points() -> set[str]:
 
 
 def test_every_point_is_tried() -> None:
-    assert named_points() == set(POINTS) | SPOOL_POINTS | BROKER_POINTS | SHOP_POINTS
+    assert (
+        named_points() == set(POINTS) | SPOOL_POINTS | BROKER_POINTS | SHOP_POINTS | RERATING_POINTS
+    )
 
 
 @pytest.fixture(scope="module")

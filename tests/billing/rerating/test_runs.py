@@ -15,6 +15,7 @@ from billing.corrections import ChargeBeingReratedError, ChargeRefund, RefundToo
 from billing.failpoints import hooks
 from billing.holds import Granted, GuardUnavailableError, HoldRequest, Refused
 from billing.holds.database import DatabaseHoldStore
+from billing.holds.ledger_view import SqlLedgerView
 from billing.ledger import label_in
 from billing.lists import PageRequest
 from billing.rerating.calls import Window
@@ -26,6 +27,7 @@ from billing.rerating.runs import (
     UnknownRunError,
 )
 from billing.settlement.election import Election
+from billing.settlement.orphans import DatabaseOrphans
 from billing.shop.consumption import Question, consumption
 from billing.shop.fields import InvalidFieldsError
 from billing.shop.statements import month_of, statement
@@ -764,3 +766,31 @@ async def test_the_database_itself_keeps_runs_to_one(shop: Shop) -> None:
             " VALUES ('r2', 1, 1, 2, 'r', 'a', 1)"
         )
     await shop.rerating.carry_on()
+
+
+async def test_what_a_run_holds_is_no_calls(shop: Shop) -> None:
+    """Its process dies after it held 30: nobody charges the hold as a call, and who carries on lets go."""
+    await shop.give(1_000)
+    await calls(shop, 3)
+    hooks["rerating_held"] = end
+    try:
+        with pytest.raises(Gone):
+            await rerate(shop, DEARER_BOOK, "r1")
+    finally:
+        hooks.clear()
+    assert (await shop.account()).held == 30
+    ((hold_id,),) = await shop.rows("SELECT hold_id FROM holds")
+    orphans = DatabaseOrphans(shop.database)
+    assert await orphans.held_by_others(frozenset({"another"}), 10) == []
+    assert await shop.hot.adopt_orphans("another", shop.now) == 0
+    view = SqlLedgerView(shop.database)
+    assert await view.recorded([str(hold_id)]) == {hold_id}
+    done = await shop.rerating_with(shop.holds).carry_on()
+    assert done is not None
+    account = await shop.account()
+    assert (account.balance, account.held) == (1_000 - 3 * 45, 0)
+    assert await shop.rows("SELECT 1 FROM usage WHERE revision = 1") == []
+    held = await shop.rows("SELECT hold_id, run_id, done_at FROM rerating_holds")
+    assert held == [(hold_id, "r1", shop.now)]
+    await rerate(shop, OLD_BOOK)  # the next run clears what the last one left
+    assert await shop.rows("SELECT 1 FROM rerating_holds") == []
