@@ -39,12 +39,12 @@ GatewayError
 `str(error)` is fit for logs: it never repeats what an upstream wrote.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar, Final
 
 import msgspec
 
-ExtraValue = int | str | list[str]
+ExtraValue = int | str | list[str] | Sequence[msgspec.Struct] | None
 
 RETRY_AFTER_SECONDS: Final = 1  # asked of clients whose obstacle usually goes away by itself
 NAME_CHARACTERS_MAX: Final = 100  # of a client's own text repeated in a message

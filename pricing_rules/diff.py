@@ -6,6 +6,7 @@ from typing import Final
 import msgspec
 
 from pricing_rules.book import Book, Rule
+from pricing_rules.export import show_hours
 from pricing_rules.match import show_moment
 from pricing_rules.rates import FEES, MINIMUM, TOKEN_CLASSES, Rates
 
@@ -96,7 +97,7 @@ def _rule_changes(before: Rule, after: Rule) -> Iterator[Change]:
         yield from _price(before, after, field, (old, new))
     yield from _price(before, after, MINIMUM, (before.minimum, after.minimum))
     yield from _tiers(before, after)
-    yield from _word("hours", _hours(before), _hours(after))
+    yield from _word("hours", show_hours(before), show_hours(after))
     yield from _service_tiers(before, after)
 
 
@@ -158,13 +159,6 @@ def _texts_at(rule: Rule, start: int) -> dict[str, str]:
             texts = {field: getattr(tier, field) for field in TOKEN_CLASSES}
             return {field: text for field, text in texts.items() if text is not None}
     return {}
-
-
-def _hours(rule: Rule) -> str:
-    return "; ".join(
-        f"{each.days} {each.start}-{each.end} {each.tz} x {each.multiply.text}"
-        for each in rule.hours
-    )
 
 
 def _service_tiers(before: Rule, after: Rule) -> Iterator[Change]:

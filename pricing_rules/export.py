@@ -1,5 +1,6 @@
-"""A price book as TOML again: read, it gives the same book. Pure."""
+"""A price book as TOML again, which gives the same book when read; and as rows of a table. Pure."""
 
+from collections.abc import Iterator
 from typing import Final
 
 from pricing_rules.book import Book, Rule, Tier
@@ -63,6 +64,39 @@ def _conditions(rule: Rule) -> list[str]:
         factors = [f"{_key(t.name)} = {quoted(t.multiply.text)}" for t in rule.service_tiers]
         found.append(f"service_tiers = {{ {', '.join(factors)} }}")
     return found
+
+
+TABLE_HEAD: Final = (
+    "rule", "status", "description", "scene", "provider", "model", "priority", "valid_from",
+    "valid_until", "currency", "credits_per_unit", "free", "from_input_tokens", *TOKEN_CLASSES,
+    *FEES, MINIMUM, "hours", "service_tiers",
+)  # fmt: skip
+
+
+def table_rows(book: Book) -> Iterator[tuple[str, ...]]:
+    """A row for each rule and each of its tiers, with the prices that hold there, in the rule's currency.
+
+    What the book leaves out of the prices per token stands there with what it costs.
+    """
+    for rule in book.rules:
+        windows = (rule.valid_from, rule.valid_until)
+        for card in rule.cards:
+            fees = (getattr(rule, name) or "" for name in (*FEES, MINIMUM))
+            yield (
+                rule.id, rule.status, rule.description, rule.scene, rule.provider, rule.model,
+                str(rule.priority), *("" if at is None else show_moment(at) for at in windows),
+                rule.currency, rule.credits_per_unit, "true" if rule.free else "false",
+                str(card.from_input_tokens), *card.texts, *fees, show_hours(rule),
+                "; ".join(f"{each.name} x {each.multiply.text}" for each in rule.service_tiers),
+            )  # fmt: skip
+
+
+def show_hours(rule: Rule) -> str:
+    """The hours of a rule in a line."""
+    return "; ".join(
+        f"{each.days} {each.start}-{each.end} {each.tz} x {each.multiply.text}"
+        for each in rule.hours
+    )
 
 
 def quoted(text: str) -> str:

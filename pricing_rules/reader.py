@@ -61,6 +61,17 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
         ]
         return ": ".join(part for part in parts if part)
 
+    def in_file(self, file: str) -> str:
+        """One line as compilers write it: `prices.toml:12:1: error: rule "x": output: ...`."""
+        place = f"{file}:{self.line}:{self.column}" if self.line else file
+        unplaced = msgspec.structs.replace(self, line=0, column=0)
+        return f"{place}: {unplaced}"
+
+    def hints(self) -> list[tuple[str, str]]:
+        """What was expected, and an example, as far as the message does not say it."""
+        told = (("expected", self.expected), ("example", self.example))
+        return [(name, text) for name, text in told if text and text not in self.message]
+
 
 class Problems:
     """The errors found so far; of a text that is wrong all over, the first thousand."""

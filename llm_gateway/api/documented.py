@@ -31,6 +31,12 @@ _ERROR: Final[dict[str, Any]] = {
                     "items": {"type": "string"},
                     "description": "The fields at fault.",
                 },
+                "details": {
+                    "type": "array",
+                    "items": {"type": "object"},
+                    "description": "Of a price book: each fault with its place, what was expected, "
+                    "and an example.",
+                },
             },
         }
     },
@@ -44,7 +50,8 @@ _WITH_KEY: Final = {
     "401": "The key or token is missing, unknown, expired or revoked.",
     "403": "The key, or the token's role, may not do this.",
 }
-_ALSO_BY_ID: Final = {"/admin/price-books/explain"}  # a version is an id
+# A version is an id.
+_ALSO_BY_ID: Final = {"/admin/price-books/explain"}
 _WITH_ID: Final = {"404": "There is nothing by this id."}
 _ACTS: Final = {
     "404": "There is nothing by this id.",

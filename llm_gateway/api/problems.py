@@ -30,6 +30,8 @@ from billing.shop.fields import FieldProblem, InvalidFieldsError
 from llm_gateway import errors
 from llm_gateway.payments.checkout import UnknownPaymentModeError
 from llm_gateway.payments.port import PaymentRefusedError, PaymentUnavailableError
+from pricing_rules.match import show_moment
+from pricing_rules.reader import Problem
 
 SIMULATION_RETRY_SECONDS: Final = 30
 
@@ -106,9 +108,42 @@ class SimulationBusyError(errors.RateLimitedError):
 
 
 class BookRefusedError(errors.InvalidRequestError):
-    """An uploaded price book has errors; `problems` lists each as one line of text."""
+    """An uploaded price book has errors; `problems` has each as a line of text, `details` in parts."""
 
     code = "price_book_refused"
+
+    def __init__(self, message: str, found: Sequence[Problem], *, file: str = "") -> None:
+        lines = [problem.in_file(file) if file else str(problem) for problem in found]
+        super().__init__(message, extra={"problems": lines, "details": found})
+
+
+class OtherBookError(errors.GatewayError):
+    """Another version is, or is to be, in effect than the request says; `replaces` is the truth."""
+
+    status = 409
+    type = "invalid_request_error"
+    code = "price_book_conflict"
+
+    def __init__(self, conflict: books.OtherBookError) -> None:
+        follower = conflict.followed_by
+        held = f"version {conflict.replaces}" if conflict.replaces else "no version"
+        then = show_moment(conflict.moment)
+        message = f"Until then {held} is in effect at {then}"
+        if follower is not None:
+            since = show_moment(follower.effective_from)
+            message += f", and version {follower.version} is to follow at {since}"
+        followed_by = None if follower is None else follower.version
+        super().__init__(
+            f"{message}: see what you would change, and send replaces: "
+            f"{_shown_version(conflict.replaces)}, followed_by: {_shown_version(followed_by)}.",
+            param="replaces",
+            headers={"x-should-retry": "false"},
+            extra={"replaces": conflict.replaces, "followed_by": followed_by},
+        )
+
+
+def _shown_version(version: int | None) -> str:
+    return "null" if version is None else str(version)
 
 
 class NoBookError(errors.UnavailableError):
@@ -166,7 +201,9 @@ def where(exception: Exception) -> str:
 def _of_billing(exception: Exception) -> errors.GatewayError:
     match exception:
         case books.BookRefusedError():
-            return _of_book(exception)
+            return BookRefusedError(str(exception), exception.problems)
+        case books.OtherBookError():
+            return OtherBookError(exception)
         case accounts.EntryConflictError():
             conflict = exception.conflict
             return errors.EventConflictError(
@@ -194,6 +231,7 @@ def _of_billing(exception: Exception) -> errors.GatewayError:
 _PLAIN: Final[dict[type[Exception], Callable[[], errors.GatewayError]]] = {
     books.BooksStaleError: errors.BooksStaleError,
     books.NoBookError: NoBookError,
+    books.NothingBeforeError: lambda: ActRefusedError("no version held before this one"),
     books.UnknownBookError: lambda: errors.NotFoundError("There is no such price book."),
     accounts.UnknownAccountError: lambda: errors.NotFoundError("There is no such account."),
     desk.UnknownItemError: lambda: errors.NotFoundError("There is nothing by this id."),
@@ -265,12 +303,6 @@ _TOLD: Final[dict[type[Exception], Callable[[str], errors.GatewayError]]] = {
 def _sentence(exception: Exception) -> str:
     text = str(exception)
     return f"{text[:1].upper()}{text[1:]}."
-
-
-def _of_book(refused: books.BookRefusedError) -> errors.GatewayError:
-    return BookRefusedError(
-        str(refused), extra={"problems": [str(problem) for problem in refused.problems]}
-    )
 
 
 def _of_litestar(exception: HTTPException) -> errors.GatewayError:

@@ -67,10 +67,10 @@ class Client:
         headers = {"Content-Type": "application/json"}
         return _decoded(self._answer("PATCH", path, content=content, headers=headers), kind)
 
-    def post_toml(self, path: str, kind: type[T], text: str) -> T:
+    def post_toml(self, path: str, kind: type[T], text: bytes) -> T:
         """POST of a TOML text."""
         headers = {"Content-Type": "application/toml"}
-        answer = self._answer("POST", path, content=text.encode(), headers=headers)
+        answer = self._answer("POST", path, content=text, headers=headers)
         return _decoded(answer, kind)
 
     def lines(
@@ -95,6 +95,10 @@ class Client:
                     yield line.encode()
         except httpx2.HTTPError as error:
             raise CommandError(unreachable(self.url, error)) from error
+
+    def get_text(self, path: str) -> str:
+        """GET of a text."""
+        return self._answer("GET", path).content.decode()
 
     def try_get(self, path: str, kind: type[T]) -> T | None:
         """GET; None if there is no such thing there, or the server is no gateway."""

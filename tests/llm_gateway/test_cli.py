@@ -27,7 +27,6 @@ from llm_gateway.credentials import (
 )
 from llm_gateway.doctor import Level, check_data, check_provider, examine
 from tests.support.admin_server import ADMIN_TOKEN, AdminServer
-from tests.support.control import BOOK, OTHER_BOOK
 
 CLEAN_ENV: dict[str, str | None] = dict.fromkeys(
     (
@@ -123,24 +122,6 @@ def test_an_app_key_asks_for_the_account_it_is_told(data_dir: str) -> None:
     assert "carol" in balance.stdout
     without = run("balance", "--key", token, "--data-dir", data_dir)
     assert (without.exit_code, "(HTTP 400)" in failure(without)) == (1, True)
-
-
-def test_a_price_book_is_uploaded_activated_and_explained(data_dir: str, tmp_path: Path) -> None:
-    file = tmp_path / "other.toml"
-    file.write_text(OTHER_BOOK)
-    done = ask(data_dir, "prices", "upload", str(file))
-    assert (done["version"], done["repeated"]) == (2, False)
-    assert ask(data_dir, "prices", "upload", str(file))["repeated"] is True
-    at = "2026-12-24T18:00Z"
-    activated = ask(data_dir, "prices", "activate", "2", "--at", at)
-    assert str(activated["effective_from"]).startswith("2026-12-24T18:00:00")
-    assert "other prices" in run("prices", "list", "--data-dir", data_dir).stdout
-    question = ("prices", "explain", "--scene", "agent", "--provider", "echo", "--model")
-    explained = run(*question, "mini", "--data-dir", data_dir)
-    assert "agent-mini" in explained.stdout
-    nothing = run(*question, "nobody", "--data-dir", data_dir)
-    assert nothing.exit_code == 1
-    assert "no rule of book 1" in nothing.stdout
 
 
 @pytest.mark.parametrize(
@@ -244,17 +225,6 @@ def test_migrate_makes_the_database_and_says_so(tmp_path: Path) -> None:
     assert answer["before"] is None
     assert answer["after"]
     assert "up to date" in run("migrate", "--data-dir", str(tmp_path)).stdout
-
-
-def test_lint_prints_every_problem_and_ends_with_1(tmp_path: Path) -> None:
-    file = tmp_path / "book.toml"
-    file.write_text(BOOK.replace("credits_per_unit", "credits_per_units").replace('"1.25"', "1.25"))
-    result = run("prices", "lint", str(file))
-    assert result.exit_code == 1
-    assert result.stdout.count("error") >= 3  # two and the sum
-    assert run("prices", "lint", str(file), "--json").exit_code == 1
-    file.write_text(BOOK)
-    assert run("prices", "lint", str(file)).exit_code == 0
 
 
 @pytest.mark.parametrize(

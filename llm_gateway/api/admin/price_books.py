@@ -1,35 +1,42 @@
-"""/admin/price-books: upload, look at, put in effect."""
+"""/admin/price-books: upload, look at, compare, put in effect."""
 
 from typing import Final
 
+import msgspec
 from litestar import Controller, get, post
 from litestar.di import NamedDependency
 from litestar.params import JSONBody
 
 from billing.admins import Admin, Permission
-from billing.books import BooksStaleError, NoBookError
+from billing.books import BookRefusedError, Wanted
 from billing.lists import PageRequest
-from llm_gateway import errors
-from llm_gateway.api.admin.params import Filter, Version, VersionAsked
+from llm_gateway.api import problems
+from llm_gateway.api.admin.params import Filter, Flag, Version, VersionAsked
 from llm_gateway.api.problems import ApiRequest
 from llm_gateway.api.state import ApiState
+from llm_gateway.api.uploads import read_upload
 from llm_gateway.api.views.price_books import (
     ActivationRequest,
     ActivationView,
+    BookDetailView,
     BookList,
-    BookView,
+    DiffView,
     ExplainView,
     LintView,
+    RollbackRequest,
     UploadView,
+    activation_view,
     book_view,
+    diff_view,
     problem_view,
+    scheduled_view,
 )
 from llm_gateway.api.views.prices import candidate_view, price_rule_view
-from llm_gateway.api.views.shared import cursor, milliseconds, moment
-from pricing_rules.lint import lint
+from llm_gateway.api.views.shared import cursor, milliseconds, moment_or_none
+from pricing_rules.export import dump_rule
 from pricing_rules.match import explain
 
-BOOK_BYTES_MAX: Final = 8 * 1024 * 1024  # pricing_rules takes 4,000,000 characters
+BOOK_BYTES_MAX: Final = 8 * 1024 * 1024  # pricing_rules takes 6,000,000 characters
 
 
 class BooksController(Controller):
@@ -43,8 +50,11 @@ class BooksController(Controller):
     ) -> BookList:
         """List versions, newest first."""
         page = await api.books.page(listing)
-        current = _current_version(api)
+        activation, later = await api.books.schedule()
+        current = None if activation is None else activation.version
         return BookList(
+            current=current,
+            scheduled=[scheduled_view(each) for each in later],
             items=[book_view(info, current) for info in page.items],
             page=page.page,
             page_size=page.page_size,
@@ -57,11 +67,17 @@ class BooksController(Controller):
     async def upload(
         self, api: NamedDependency[ApiState], admin: NamedDependency[Admin], request: ApiRequest
     ) -> UploadView:
-        """Store the TOML text in the body as the next version; it is not in effect by that.
+        """Store TOML, sent as the body or as the file of a form, as the next version.
 
-        400 with all problems if it has errors. The very text of a version is that version again.
+        It is not in effect by that. 400 with all problems, each with its place, if it has errors;
+        warnings otherwise: also of prices far from those in effect, and of calls of the last seven
+        days that it does not price. The very text of a version is that version again.
         """
-        uploaded = await api.books.upload(await _text(request), actor=admin.name)
+        upload = await read_upload(request)
+        try:
+            uploaded = await api.books.upload(upload.content, actor=admin.name)
+        except BookRefusedError as error:
+            raise problems.BookRefusedError(str(error), error.problems, file=upload.name) from error
         return UploadView(
             version=uploaded.version,
             repeated=uploaded.repeated,
@@ -71,23 +87,35 @@ class BooksController(Controller):
     @post(
         "/lint", request_max_body_size=BOOK_BYTES_MAX, status_code=200, permission=Permission.READ
     )
-    async def lint_text(self, request: ApiRequest) -> LintView:
-        """Check the TOML text in the body and store nothing."""
-        problems = lint(await _text(request))
+    async def lint_text(
+        self, api: NamedDependency[ApiState], request: ApiRequest, *, against_active: Flag = True
+    ) -> LintView:
+        """Check TOML, sent as for an upload, and store nothing.
+
+        `against_active=false` leaves out what an upload tells of the book in effect and of the
+        calls of the last seven days.
+        """
+        upload = await read_upload(request)
+        found = await api.books.review(upload.content, against_active=against_active)
         return LintView(
-            acceptable=not any(problem.level == "error" for problem in problems),
-            problems=[problem_view(problem) for problem in problems],
+            acceptable=found.book is not None,
+            problems=[problem_view(problem) for problem in found.problems],
         )
 
     @post("/rollback", status_code=200, permission=Permission.PRICE_BOOKS)
     async def rollback(
-        self, api: NamedDependency[ApiState], admin: NamedDependency[Admin]
+        self,
+        api: NamedDependency[ApiState],
+        admin: NamedDependency[Admin],
+        data: JSONBody[RollbackRequest | None] = None,
     ) -> ActivationView:
-        """Put the version that held before the current one in effect again."""
-        activation = await api.books.rollback(actor=admin.name)
-        return ActivationView(
-            version=activation.version, effective_from=moment(activation.effective_from)
-        )
+        """Put the version that held before the one which `replaces` names in effect again.
+
+        Rolling back once more goes one step further back. 409 if another one is in effect.
+        """
+        asked = data or RollbackRequest()
+        wanted = Wanted(replaces=asked.replaces, followed_by=asked.followed_by)
+        return activation_view(await api.books.rollback(wanted, actor=admin.name))
 
     @get("/explain", permission=Permission.READ)
     async def explain_rule(
@@ -108,13 +136,28 @@ class BooksController(Controller):
         return ExplainView(
             book=version,
             rule=price_rule_view(won[0]) if won else None,
+            rule_toml=dump_rule(won[0], book) if won else "",
             considered=[candidate_view(candidate) for candidate in candidates],
         )
 
     @get("/{version:int}", permission=Permission.READ)
-    async def get_book(self, api: NamedDependency[ApiState], version: Version) -> BookView:
+    async def get_book(self, api: NamedDependency[ApiState], version: Version) -> BookDetailView:
         """Get what is known of one version."""
-        return book_view(await api.books.info(version), _current_version(api))
+        activation, _ = await api.books.schedule()
+        current = None if activation is None else activation.version
+        shown = book_view(await api.books.info(version), current)
+        planned_from = (await api.books.get(version)).effective_from
+        return BookDetailView(
+            **msgspec.structs.asdict(shown), planned_from=moment_or_none(planned_from)
+        )
+
+    @get("/{version:int}/diff", permission=Permission.READ)
+    async def diff_books(
+        self, api: NamedDependency[ApiState], version: Version, against: VersionAsked = 0
+    ) -> DiffView:
+        """Tell what a version changes against another one; version 0 is the one in effect."""
+        found = await api.books.compare(version, against or None)
+        return diff_view(found.diff, found.version, found.against)
 
     @get("/{version:int}/text", media_type="application/toml", permission=Permission.READ)
     async def get_text(self, api: NamedDependency[ApiState], version: Version) -> str:
@@ -129,23 +172,16 @@ class BooksController(Controller):
         version: Version,
         data: JSONBody[ActivationRequest | None] = None,
     ) -> ActivationView:
-        """Put a version in effect, at least 5 s ahead: by then every process knows of it."""
-        at = None if data is None or data.at is None else milliseconds(data.at)
-        activation = await api.books.activate(version, at, actor=admin.name)
-        return ActivationView(
-            version=activation.version, effective_from=moment(activation.effective_from)
+        """Put a version in effect, at least 5 s ahead: by then every process knows of it.
+
+        `replaces` names the version that holds by then, `followed_by` the next one that is
+        scheduled after it; 409, which tells both, if it is otherwise. What holds then already is
+        not activated again.
+        """
+        asked = data or ActivationRequest()
+        wanted = Wanted(
+            replaces=asked.replaces,
+            followed_by=asked.followed_by,
+            at=None if asked.at is None else milliseconds(asked.at),
         )
-
-
-async def _text(request: ApiRequest) -> str:
-    try:
-        return (await request.body()).decode()
-    except UnicodeDecodeError:
-        raise errors.InvalidRequestError("The body is not UTF-8 text.") from None
-
-
-def _current_version(api: ApiState) -> int | None:
-    try:
-        return api.books.current(api.now_ms())[0]
-    except (NoBookError, BooksStaleError):
-        return None
+        return activation_view(await api.books.activate(version, wanted, actor=admin.name))

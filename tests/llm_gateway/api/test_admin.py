@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from tests.support.api import ADMIN, Api, serve_api
-from tests.support.control import BOOK, OTHER_BOOK
 
 USER_KEY = {"kind": "user", "account": "ada", "default_scene": "chat"}
 GRANT = {"account": "ada", "amount_micro_credits": 5_000_000}
@@ -206,49 +205,6 @@ async def test_app_key_keeps_its_restrictions(api: Api) -> None:
         name: value for name, value in body.items() if name != "expires_at"
     }
     assert key["expires_at"] == "2099-01-01T00:00:00Z"
-
-
-async def test_book_from_upload_to_rollback(api: Api) -> None:
-    await api.load_book()
-    async with api.client() as client:
-        uploaded = await client.post("/admin/price-books", content=OTHER_BOOK, headers=ADMIN)
-        assert (uploaded.status_code, uploaded.json()["version"]) == (201, 2)
-        activated = await client.post("/admin/price-books/2/activate", headers=ADMIN)
-        assert activated.json()["version"] == 2
-        at = {"at": "2096-10-02T07:06:40Z"}
-        later = await client.post("/admin/price-books/1/activate", json=at, headers=ADMIN)
-        assert later.json() == {"version": 1, "effective_from": "2096-10-02T07:06:40Z"}
-        listed = (await client.get("/admin/price-books", headers=ADMIN)).json()
-        assert [(book["version"], book["current"]) for book in listed["items"]] == [
-            (2, False),
-            (1, True),
-        ]
-        shown = await client.get("/admin/price-books/2/text", headers=ADMIN)
-        assert shown.text == OTHER_BOOK
-        # Version 2 takes effect in 5 s: nothing was in effect before version 1.
-        refused = await client.post("/admin/price-books/rollback", headers=ADMIN)
-        assert refused.status_code == 404
-
-
-async def test_bad_book_names_every_problem(api: Api) -> None:
-    bad = BOOK.replace('"2.50"', '"cheap"').replace('"20.00"', '"dear"')
-    async with api.client() as client:
-        refused = await client.post("/admin/price-books", content=bad, headers=ADMIN)
-        error = refused.json()["error"]
-        assert (refused.status_code, error["code"]) == (400, "price_book_refused")
-        assert sum("echo-mini" in problem for problem in error["problems"]) >= 1
-        assert sum("agent-mini" in problem for problem in error["problems"]) >= 1
-        checked = await client.post("/admin/price-books/lint", content=bad, headers=ADMIN)
-        assert not checked.json()["acceptable"]
-        good = await client.post("/admin/price-books/lint", content=BOOK, headers=ADMIN)
-        assert good.json()["acceptable"]
-        assert (await client.get("/admin/price-books", headers=ADMIN)).json()["total"] == 0
-
-
-async def test_book_that_is_no_text_is_400(api: Api) -> None:
-    async with api.client() as client:
-        answer = await client.post("/admin/price-books", content=b"\xff\xfe", headers=ADMIN)
-    assert answer.status_code == 400
 
 
 async def test_rule_of_a_call_is_explained(api: Api) -> None:

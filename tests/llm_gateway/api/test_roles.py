@@ -55,6 +55,7 @@ EXPECTED: Final = {
     "POST /admin/price-books/rollback": MONEY,
     "GET /admin/price-books/{version}": ALL,
     "POST /admin/price-books/{version}/activate": MONEY,
+    "GET /admin/price-books/{version}/diff": ALL,
     "GET /admin/price-books/{version}/text": ALL,
     "GET /admin/price-books/{version}/simulate": ALL,
     "GET /admin/price-books/{version}/simulate.ndjson": ALL,
