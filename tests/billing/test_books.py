@@ -350,8 +350,10 @@ async def test_upload_is_held_against_the_active_book_and_the_calls_of_late(
     warnings = (await plane.books.upload(dear, actor="test")).warnings
     told = [w.message for w in warnings if "says nothing" not in w.message]
     assert told == [
-        "no rule prices the model 'gone' of provider 'echo' in scene 'chat', which was called of "
-        "late: such calls would be refused",
+        (
+            "no rule prices the model 'gone' of provider 'echo' in scene 'chat', which was called of "
+            "late: such calls would be refused"
+        ),
         'is 10 times dearer than in the book in effect (rule "echo-mini")',
         "is cheaper than input; are the two swapped?",
     ]
