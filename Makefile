@@ -8,7 +8,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SOURCES := llm_gateway billing pricing_rules migrations tests bench
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check bench bench-ledger bench-simulate fmt lock wheel clean mutate soak
+.PHONY: help run test check bench bench-ledger bench-prices bench-simulate fmt lock wheel clean mutate soak
 
 help:
 	@echo "make run    start the gateway (http://127.0.0.1:8080)"
@@ -17,6 +17,7 @@ help:
 	@echo "make bench  what a call costs in CPU, latency and memory"
 	@echo "make bench-ledger  charges and holds per second on both engines"
 	@echo "make bench-simulate  re-rating a million calls on both engines"
+	@echo "make bench-prices  reading, uploading and matching 10,000 price rules"
 	@echo "make mutate change the code that reckons money, line by line, and see a test fail"
 	@echo "make soak   kill, freeze and cut off processes under load, then audit (MINUTES=10 SEED=1)"
 	@echo "make fmt    format and fix what can be fixed"
@@ -41,6 +42,9 @@ bench-ledger: $(VENV)/.dev
 
 bench-simulate: $(VENV)/.dev
 	$(BIN)/python -m bench.simulate $(ARGS)
+
+bench-prices: $(VENV)/.dev
+	$(BIN)/python -m bench.prices $(ARGS)
 
 fmt: $(VENV)/.dev
 	$(BIN)/ruff format $(SOURCES)

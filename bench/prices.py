@@ -1,19 +1,27 @@
 """Measures price books: `python -m bench.prices [--rules N]`; exit status 1 if an aim is missed.
 
-Reading a long book, finding a call's rule in it (at first, and again), pricing a call's usage. CPU
-time of this process, so that other work on the machine counts little; the best of several rounds.
+Reading a long book, uploading it by HTTP to both engines, finding a call's rule in it (at first, and
+again), pricing a call's usage. CPU time of this process, so that other work on the machine counts
+little; of an upload also the time by the clock. The best of several rounds.
 """
 
 import argparse
+import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
+
+import httpx2
 
 from pricing_rules.book import Book, parse_book
 from pricing_rules.lint import review
 from pricing_rules.match import _ranked, explain, match
 from pricing_rules.price import as_answered, breakdown, ceiling_of, factors_of, price
 from pricing_rules.usage import Usage
+from tests.support.admin_server import ADMIN_TOKEN, AdminServer
+from tests.support.services import PostgresServer
 
 ROUNDS = 5
 NOW = 1_800_000_000_000  # milliseconds since the epoch
@@ -70,6 +78,43 @@ def first_match(book: Book, calls: list[tuple[str, str, str]]) -> float:
     return best(run) / len(calls)
 
 
+def upload_seconds(place: Path | str, text: str) -> tuple[float, float]:
+    """CPU of client and server, and seconds from request to answer, other books being there."""
+    server = AdminServer(place)
+    server.start()
+    found = []
+    try:
+        with httpx2.Client(base_url=server.url, timeout=60) as client:
+            for number in range(ROUNDS):
+                began, clock = time.process_time(), time.monotonic()
+                answer = client.post(
+                    "/admin/price-books",
+                    files={"file": ("prices.toml", f"{text}# {number}\n".encode())},
+                    headers={"Authorization": f"Bearer {ADMIN_TOKEN}"},
+                )
+                found.append((time.process_time() - began, time.monotonic() - clock))
+                answer.raise_for_status()
+    finally:
+        server.stop()
+    return min(found)
+
+
+def uploads(text: str) -> list[tuple[str, tuple[float, float]]]:
+    """An upload to each engine, with fsync as in production."""
+    with tempfile.TemporaryDirectory() as directory:
+        found = [("SQLite", upload_seconds(Path(directory), text))]
+    directory = tempfile.mkdtemp(prefix="bench-prices-")
+    Path(directory).chmod(0o755)  # the server runs as another user
+    postgres = PostgresServer(Path(directory), durable=True)
+    try:
+        postgres.create()
+        found.append(("PostgreSQL", upload_seconds(postgres.new_database(), text)))
+    finally:
+        postgres.stop()
+        shutil.rmtree(directory, ignore_errors=True)
+    return found
+
+
 def main() -> int:
     """Print the table; 1 if an aim is missed."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -88,9 +133,11 @@ def main() -> int:
     usage = Usage(input=1200, cached_input=800, output=350, reasoning=50)
     factors = as_answered(with_all, factors_of(with_all, NOW, "flex"), "priority")
     us = 1e6
+    uploaded = uploads(text)
     figures = [
         (f"read {rules} rules", best(lambda: parse_book(text)), 2.0, "s", 1.0),
         (f"read and lint {rules} rules", best(lambda: review(text, active=book)), 4.0, "s", 1.0),
+        *((f"upload to {name}", cpu, 2.0, "s", 1.0) for name, (cpu, _) in uploaded),
         ("first match, exact", first_match(book, exact), 5.0, "us", us),
         ("first match, glob", first_match(book, families), 5.0, "us", us),
         ("first match, all globs", first_match(globs, in_globs), 10.0, "us", us),
@@ -119,6 +166,8 @@ def main() -> int:
         value = seconds * scale
         missed += value > aim
         print(f"{what:<28} {value:8.2f} {unit:<2}  aim {aim:g}{'' if value <= aim else '  MISSED'}")
+    for name, (_, clock) in uploaded:
+        print(f"{f'upload to {name}':<28} {clock:8.2f} s   by the clock, with all else that runs")
     return 1 if missed else 0
 
 

@@ -299,12 +299,13 @@ class PriceBooks:
 
         Raises UnknownBookError, and NoBookError if none is in effect.
         """
+        after = await self.get(version)
         if against is None:
             activation, _ = await self.schedule()
             if activation is None:
                 raise NoBookError
             against = activation.version
-        before, after = await self.get(against), await self.get(version)
+        before = await self.get(against)
         async with self._one_at_a_time:
             found = await asyncio.to_thread(diff, before, after)
         return Compared(version=version, against=against, diff=found)

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Iterator
 from decimal import Decimal
+from functools import lru_cache
 from typing import Final
 
 import msgspec
@@ -29,6 +30,7 @@ _DEAR_FEES: Final = {
     "per_character": (Decimal("0.01"), "for one character, not for a million"),
     "per_search": (Decimal(1), "for one search, not for a thousand"),
 }
+_TEXTS_CACHED_MAX: Final = 4096  # the rules of a book have few different prices
 _FAR: Final = 10  # times the price in effect
 _SERVED_MAX: Final = 100  # models without a rule that are named one by one
 
@@ -79,7 +81,11 @@ def review(
     if reading.lines is None:
         return Review(book=None, problems=reading.problems)
     warnings = _Warnings(reading.lines)
-    index = Index(rule for rule in reading.rules if rule.status == "active")
+    index = (
+        Index(rule for rule in reading.rules if rule.status == "active")
+        if reading.book is None
+        else reading.book.index
+    )
     for rule in reading.rules:
         warnings.note(rule, _prices(rule))
         warnings.note(rule, _unused(rule))
@@ -314,4 +320,9 @@ def _unpriced(book: Book, served: Iterable[Call], now: int | None) -> Iterator[P
 
 def _rate(source: Rule | Tier, field: str) -> Decimal | None:
     text: str | None = getattr(source, field)
-    return None if text is None else Decimal(text)
+    return None if text is None else _decimal(text)
+
+
+@lru_cache(maxsize=_TEXTS_CACHED_MAX)
+def _decimal(text: str) -> Decimal:
+    return Decimal(text)

@@ -219,9 +219,11 @@ class Table:
 
     def identifier(self, key: str) -> str | None:
         """A text that can stand in a header; None if it is not there or wrong."""
-        value = self.name(key)
-        if value is None or _ID.fullmatch(value):
+        value = self.values.get(key)
+        if isinstance(value, str) and _ID.fullmatch(value):
             return value
+        if self.name(key) is None:
+            return None
         self.wrong(
             key,
             "may have at most 128 characters: letters, digits and . _ : / @ + - , "
@@ -255,6 +257,8 @@ class Table:
     def decimal(self, key: str) -> str | None:
         """The text of a decimal number; None if it is not there or wrong."""
         value = self.values.get(key)
+        if isinstance(value, str) and _DECIMAL.fullmatch(value):
+            return value
         if isinstance(value, (int, Decimal)) and not isinstance(value, bool):
             # Shown only where plain: str() of a huge number would not end, or raise.
             shown = value if _DECIMAL.fullmatch(_short(value)) else "2.50"
@@ -266,8 +270,8 @@ class Table:
             )
             return None
         text = self.name(key)
-        if text is None or _DECIMAL.fullmatch(text):
-            return text
+        if text is None:
+            return None
         self.wrong(
             key,
             f'"{text[:40]}" is not a price: write plain digits like "2.50", without sign, '

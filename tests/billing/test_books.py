@@ -362,9 +362,10 @@ async def test_upload_is_held_against_the_active_book_and_the_calls_of_late(
 
 
 async def test_versions_are_compared(plane: Control) -> None:
+    await _upload(plane, BOOK)
     with pytest.raises(NoBookError):
         await plane.books.compare(1)
-    await plane.books.load_first(BOOK, actor="test")
+    await plane.books.activate(1, Wanted(), actor="test")
     await _upload(plane, OTHER_BOOK)
     found = await plane.books.compare(2)
     assert (found.version, found.against) == (2, 1)

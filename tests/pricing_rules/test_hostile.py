@@ -19,6 +19,8 @@ from pricing_rules.book import (
     parse_book,
     read_book,
 )
+from pricing_rules.diff import diff
+from pricing_rules.export import dump_book, table_rows
 from pricing_rules.index import INDEX_REST_MAX
 from pricing_rules.lint import lint, review
 from pricing_rules.match import explain, match
@@ -321,3 +323,51 @@ def test_a_valid_book_with_one_fault_is_read_or_refused_at_its_place(
     # Where the fault itself is one, it is told where it stands.
     if errors and not any(re.search("free|tie|below|currency", p.message) for p in errors):
         assert any(problem.line == number + 1 for problem in errors), (errors, lines[number])
+
+
+REAL = ROOT.joinpath("prices.toml").read_bytes()
+REAL_BOOK = parse_book(REAL)
+REAL_HEAD, *REAL_RULES = REAL.split(b"[[rule]]")
+SERVED = [("s", "openai", "gpt-4o"), ("s", "deepseek", "deepseek-flash"), ("s", "p", "m")]
+
+
+@st.composite
+def damaged_books(draw: st.DrawFn) -> bytes:
+    """Some of the real rules, in which bytes were taken out, put in, doubled, moved or changed."""
+    rules = draw(st.lists(st.sampled_from(REAL_RULES), min_size=1, max_size=6))
+    data = REAL_HEAD + b"".join(b"[[rule]]" + rule for rule in rules)
+    for _ in range(draw(st.integers(0, 6))):
+        at = draw(st.integers(0, len(data)))
+        end = min(len(data), at + draw(st.integers(0, 30)))
+        to = draw(st.integers(0, len(data)))
+        put = draw(
+            st.just(b"")
+            | st.just(data[at:end] * 2)
+            | st.binary(max_size=4)
+            | PIECES.map(str.encode)
+            | st.sampled_from(VALUES).map(str.encode)
+        )
+        data = data[:at] + put + data[end:]
+        if draw(st.booleans()):
+            data = data[:to] + data[at:end] + data[to:]
+    return data
+
+
+@given(damaged_books())
+def test_a_damaged_book_is_read_linted_and_compared_or_refused(data: bytes) -> None:
+    result = review(data, active=REAL_BOOK, served=SERVED, now=1_800_000_000_000)
+    errors = [problem for problem in result.problems if problem.level == "error"]
+    assert (result.book is None) == bool(errors)
+    for problem in result.problems:
+        assert str(problem)
+        assert problem.in_file("f").startswith("f:")
+        assert all(name in ("expected", "example") for name, _ in problem.hints())
+    if result.book is None:
+        with pytest.raises(BookError):
+            parse_book(data)
+        return
+    there, back = diff(REAL_BOOK, result.book), diff(result.book, REAL_BOOK)
+    assert [rule.id for rule in there.added] == [rule.id for rule in back.gone]
+    assert there.unchanged == back.unchanged
+    assert diff(result.book, parse_book(dump_book(result.book))).is_empty
+    assert len(list(table_rows(result.book))) >= len(result.book.rules)

@@ -1,4 +1,4 @@
-"""The HTTP API on a real socket and a fresh SQLite database, in a thread of its own."""
+"""The HTTP API on a real socket and a fresh database, in a thread of its own."""
 
 import asyncio
 import socket
@@ -26,10 +26,13 @@ async def _ready() -> list[Dependency]:
 
 
 class AdminServer:
-    """Runs from `start` to `stop`; `user_key` is a key of the account ada."""
+    """Runs from `start` to `stop`; `user_key` is a key of the account ada.
 
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
+    `place`: a directory for a SQLite file, or the address of a migrated database.
+    """
+
+    def __init__(self, place: Path | str) -> None:
+        self._place = place
         self._socket = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
         self._server: uvicorn.Server | None = None
@@ -48,7 +51,7 @@ class AdminServer:
         self._socket.close()
 
     async def _run(self) -> None:
-        async with control(self._directory) as plane:
+        async with control(self._place) as plane:
             await plane.books.load_first(BOOK, actor="test")
             plane.clock.ms = clock.now_ms() + 60_000  # the database's own clock starts books
             await plane.books.start()
