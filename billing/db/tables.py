@@ -394,6 +394,12 @@ orders = Table(
     CheckConstraint("(status = 'credited') = (credited_at IS NOT NULL)", name="credited"),
     CheckConstraint("(status = 'cancelled') = (cancelled_at IS NOT NULL)", name="cancelled"),
     Index("ix_orders_account", "account", "order_id"),
+    Index(
+        "ix_orders_pending",
+        "account",
+        sqlite_where=text("status = 'pending'"),
+        postgresql_where=text("status = 'pending'"),
+    ),
     # Paid and not yet credited: none, but for a moment or after a crash.
     Index(
         "ix_orders_paid",

@@ -33,12 +33,16 @@ from billing.db.tables import orders
 from billing.failpoints import reach
 from billing.lists import Page, PageRequest
 from billing.shop.fields import KEY_MAX, TEXT_MAX, Fields
+from billing.shop.locks import lock_account
 from billing.shop.postings import OnPosted, post_one
 from billing.shop.prices import price_text
 from billing.shop.products import Product, read_product
 from billing.shop.rows import fields_of
 
 QUANTITY_MAX: Final = 1_000
+PENDING_MAX: Final = (
+    100  # of an account: whoever orders pays nothing yet, and each is a row for ever
+)
 RESUMED_AT_ONCE: Final = 100
 
 
@@ -133,6 +137,10 @@ class OrderConflictError(Exception):
     """The idempotency key stands for another order."""
 
 
+class TooManyPendingError(Exception):
+    """The account has as many unpaid orders as it may have."""
+
+
 class TransitionRefusedError(Exception):
     """The order does not go from one state to the other."""
 
@@ -179,8 +187,8 @@ class Orders:
     async def create(self, new: NewOrder, *, created_by: str = "") -> OrderDone:
         """Order a product; with an idempotency key, once.
 
-        Raises InvalidFieldsError, UnknownProductError, ProductUnavailableError, and
-        OrderConflictError if the key was used for something else.
+        Raises InvalidFieldsError, UnknownProductError, ProductUnavailableError,
+        TooManyPendingError, and OrderConflictError if the key was used for something else.
         """
         _check(new)
         digest = _digest(new)
@@ -188,6 +196,7 @@ class Orders:
             if (found := await _by_key(connection, new)) is not None:
                 return _repeated(found, digest)
             product = await _product_for_sale(connection, new.product_id)
+            await _refuse_too_many(connection, new)
             now_ms = self._now_ms()
             values = _values(new, product, self._new_id(now_ms), now_ms)
             values |= {"request_hash": digest, "created_by": created_by}
@@ -428,6 +437,20 @@ async def _by_key(connection: AsyncConnection, new: NewOrder) -> Row[*tuple[obje
         orders.c.account == new.account, orders.c.idempotency_key == new.idempotency_key
     )
     return (await connection.execute(wanted)).one_or_none()
+
+
+async def _refuse_too_many(connection: AsyncConnection, new: NewOrder) -> None:
+    # Of one account, one order at a time: what is counted stays true until the order is there.
+    await lock_account(connection, "order", new.account)
+    if (await _by_key(connection, new)) is not None:
+        return  # ordered meanwhile: it is told as it stands
+    pending = select(orders.c.order_id).where(
+        orders.c.account == new.account, orders.c.status == OrderStatus.PENDING
+    )
+    if len((await connection.execute(pending.limit(PENDING_MAX))).all()) == PENDING_MAX:
+        raise TooManyPendingError(
+            f"{PENDING_MAX} orders of the account wait to be paid; pay or cancel some"
+        )
 
 
 async def _product_for_sale(connection: AsyncConnection, product_id: str) -> Product:

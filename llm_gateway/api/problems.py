@@ -282,6 +282,7 @@ class _Conflict(errors.GatewayError):
 _TOLD: Final[dict[type[Exception], Callable[[str], errors.GatewayError]]] = {
     orders.ProductUnavailableError: ActRefusedError,
     orders.OrderConflictError: _Conflict,
+    orders.TooManyPendingError: ActRefusedError,
     orders.TransitionRefusedError: ActRefusedError,
     orders.PaymentMismatchError: ActRefusedError,
     rewards.UnknownSourceError: lambda text: errors.InvalidRequestError(text, param="source"),

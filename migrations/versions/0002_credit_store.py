@@ -217,6 +217,14 @@ def upgrade() -> None:
     )
     op.create_index("ix_orders_account", "orders", ["account", "order_id"], unique=False)
     op.create_index(
+        "ix_orders_pending",
+        "orders",
+        ["account"],
+        unique=False,
+        sqlite_where=sa.text("status = 'pending'"),
+        postgresql_where=sa.text("status = 'pending'"),
+    )
+    op.create_index(
         "ix_orders_paid",
         "orders",
         ["order_id"],

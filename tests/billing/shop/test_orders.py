@@ -23,6 +23,7 @@ from billing.shop.orders import (
     Payment,
     PaymentMismatchError,
     ProductUnavailableError,
+    TooManyPendingError,
     TransitionRefusedError,
     UnknownOrderError,
     check_transition,
@@ -181,6 +182,29 @@ async def test_a_key_with_other_content_is_a_conflict(shop: Shop, changed: str) 
 async def test_without_a_key_each_is_an_order(shop: Shop) -> None:
     product = await shop.product()
     assert (await shop.order(product)).order_id != (await shop.order(product)).order_id
+
+
+async def test_unpaid_orders_are_not_without_end(place: Place) -> None:
+    """100 of an account, however many ask at once; paid and cancelled ones make room."""
+    async with open_shop(place) as shop:
+        product = await shop.product()
+        first = await shop.order(product, idempotency_key="first")
+        for _ in range(94):
+            await shop.order(product)
+        async with many_shops(place, 5) as shops:
+            done = await asyncio.gather(
+                *(each.order(product) for each in shops * 2), return_exceptions=True
+            )
+        assert sum(isinstance(each, Order) for each in done) == 5
+        assert sum(isinstance(each, TooManyPendingError) for each in done) == 5
+        assert (await shop.order(product, idempotency_key="first")).order_id == first.order_id
+        await shop.order(product, account="bob")
+        await shop.orders.cancel(first.order_id, cancelled_by="ada", admin=False)
+        another = await shop.order(product)
+        with pytest.raises(TooManyPendingError, match="100 orders"):
+            await shop.order(product)
+        await pay(shop, another)
+        await shop.order(product)
 
 
 async def test_one_key_at_once_by_many(place: Place) -> None:
