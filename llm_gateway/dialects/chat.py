@@ -166,13 +166,14 @@ class Prompt(msgspec.Struct, frozen=True):
 def prompt(request: ChatRequest) -> Prompt:
     """The text that a request asks a model to read. Decodes the body again: for rare use."""
     fields = _prompt_decoder.decode(request.body)
-    parts: list[bytes] = [bytes(raw) for raw in (fields.tools, fields.functions) if raw is not None]
+    parts = [bytes(raw) for raw in (fields.tools, fields.functions) if raw != _NOTHING]
     for message in fields.messages:
         if isinstance(message.content, str):
             parts.append(message.content.encode())
         elif message.content is not None:
-            parts.extend(p.text.encode() for p in message.content if isinstance(p.text, str))
-        if message.tool_calls is not None:
+            texts = (part.text for part in message.content if bytes(part.text).startswith(b'"'))
+            parts.extend(_text_decoder.decode(text).encode() for text in texts)
+        if message.tool_calls != _NOTHING:
             parts.append(bytes(message.tool_calls))
     return Prompt(b"\n".join(parts), len(fields.messages))
 
@@ -236,19 +237,24 @@ class _Fields(msgspec.Struct):
     modalities: list[str] | None = None
 
 
+# Not `Raw | None`: of that msgspec takes null alone, and refuses whatever else there is.
+_NOTHING: Final = msgspec.Raw(b"null")
+
+
 class _PromptPart(msgspec.Struct):
-    text: object = None  # no provider has to mind it in a part of another type, so of any type
+    # No provider has to mind it in a part of another type, so it may be anything, 1e999 included.
+    text: msgspec.Raw = _NOTHING
 
 
 class _PromptMessage(msgspec.Struct):
     content: str | list[_PromptPart] | None = None
-    tool_calls: msgspec.Raw | None = None
+    tool_calls: msgspec.Raw = _NOTHING
 
 
 class _PromptFields(msgspec.Struct):
     messages: list[_PromptMessage]
-    tools: msgspec.Raw | None = None
-    functions: msgspec.Raw | None = None
+    tools: msgspec.Raw = _NOTHING
+    functions: msgspec.Raw = _NOTHING
 
 
 # Written by us, so removed in any letter case.
@@ -289,7 +295,7 @@ _encode = msgspec.json.encode
 _members_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _fields_decoder = msgspec.json.Decoder(_Fields)
 _prompt_decoder = msgspec.json.Decoder(_PromptFields)
-_key_decoder = msgspec.json.Decoder(str)
+_text_decoder = msgspec.json.Decoder(str)
 
 # Possessive, so that no body makes them go back. What they run over is known to be valid JSON.
 _FIRST_KEY: Final = re.compile(
@@ -397,7 +403,7 @@ def _walk(
         match = pattern.match(body, position)
         if match is None:
             raise _repeated(previous)
-        found = _key_decoder.decode(match[1])
+        found = _text_decoder.decode(match[1])
         value = bytes(raw)
         position = match.end()
         if found != key or not body.startswith(value, position):
@@ -420,7 +426,7 @@ def _walk(
         kept.append((run_start, run_end))
     if raws and not _CLOSING.fullmatch(body, position):
         following = _NEXT_KEY.match(body, position)
-        raise _repeated(_key_decoder.decode(following[1]) if following else previous)
+        raise _repeated(_text_decoder.decode(following[1]) if following else previous)
     return tuple(kept), misspelt
 
 

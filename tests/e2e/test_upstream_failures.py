@@ -317,3 +317,30 @@ def test_stale_pooled_connection_is_replaced_without_a_word(
     for _ in range(5):
         assert gateway.call(chat(x_script=script), account.key).status == 200
     assert [c.amount for c in gateway.settle(account.id, 5)] == [360] * 5
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_what_is_counted_by_us_counts_tools_and_odd_parts(
+    gateway: GatewayProcess, provider: ScriptedProvider, account: TestAccount, stream: bool
+) -> None:
+    """The provider tells no usage: nobody pays for what we cannot count, so we have to."""
+    tool = {"type": "function", "function": {"name": "weather", "description": "word " * 400}}
+    call = {"id": "c", "type": "function", "function": {"name": "weather", "arguments": "{}"}}
+    messages = [
+        {"role": "user", "content": [{"type": "text", "text": "hi"}]},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c", "content": "rain"},
+    ]
+    bare = completion("three words here")
+    del bare["usage"]
+    steps = [STREAM_HEAD, *WORDS, FINISH, DONE + LAST_CHUNK] if stream else json_answer(bare)
+    body = chat(messages=messages, tools=[tool], stream=stream, x_script=provider.script(*steps))
+    # In a part whose type is another this is nobody's text, whatever it is.
+    odd = b'{"type": "text", "text": "hi"}, {"type": "image_url", "image_url": "x", "text": 1e999}'
+    body = body.replace(b'{"type": "text", "text": "hi"}', odd)
+    assert odd in body
+    assert gateway.call(body, account.key).status == 200
+    charge = outcome(gateway, account)
+    assert (charge.quality, charge.cancelled) == ("estimated", False)
+    assert charge.input > 300 + 1_000  # the tool's 400 words, about, and the picture
+    assert charge.amount > 0

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from llm_gateway.config import ModelConfig
 from llm_gateway.dialects import chat
-from llm_gateway.dialects.chat import ChatRequest, input_bound, parse, rewrite
+from llm_gateway.dialects.chat import ChatRequest, Prompt, input_bound, parse, prompt, rewrite
 from llm_gateway.errors import GatewayError, InvalidRequestError, UnboundedCostError
 
 if TYPE_CHECKING:
@@ -367,6 +367,33 @@ def test_messages_never_quote_the_body() -> None:
 
 def test_request_prints_without_the_prompt() -> None:
     assert "CANARY" not in repr(parse(body_of("CANARY")))
+
+
+@pytest.mark.parametrize(
+    ("members", "text", "messages"),
+    [
+        (b'"messages":[{"role":"user","content":"a"},{"role":"user","content":"b"}]', b"a\nb", 2),
+        (b'"messages":[],"tools":[{"type":"function","x":1}]', b'[{"type":"function","x":1}]', 0),
+        (b'"messages":[],"functions":[{"name":"f"}],"tools":null', b'[{"name":"f"}]', 0),
+        (
+            b'"messages":[{"role":"assistant","content":null,"tool_calls":[{"id":"c"}]}]',
+            b'[{"id":"c"}]',
+            1,
+        ),
+        (b'"messages":[{"role":"user","tool_calls":null,"content":[]}]', b"", 1),
+        (
+            (
+                b'"messages":[{"role":"user","content":[{"type":"text","text":"a"},'
+                b'{"type":"image_url","image_url":"x","text":1e999},'
+                b'{"type":"text","text":"\\u00e9\\n"},{"type":"text","text":["b"]}]}]'
+            ),
+            b"a\n\xc3\xa9\n",
+            1,
+        ),
+    ],
+)
+def test_what_is_counted_of_a_request(members: bytes, text: bytes, messages: int) -> None:
+    assert prompt(parse(b'{"model":"m",' + members + b"}")) == Prompt(text, messages)
 
 
 # ---- What is sent -------------------------------------------------------------------------------
@@ -743,6 +770,7 @@ def accepted(body: bytes) -> bool:
         refusal = error
     else:
         msgspec.json.decode(sent(request), type=dict[str, msgspec.Raw])
+        prompt(request)  # what was admitted can be counted, whenever that may be needed
         return True
     assert refusal.status == 400
     assert json.loads(refusal.envelope())
