@@ -100,16 +100,15 @@ class Estimator:
         )
         credit = await self._credit(caller.account)
         count = self._quoter.count_input(request, target)
-        worst = max(_worst(each) for each in quote.targets)
-        lowest = min(_lowest(target, count.tokens), worst)
+        lowest = _lowest(target, count.tokens)
         balance, held = credit.balance, credit.held
         return Estimate(
             quote=quote,
             input_tokens=count.tokens,
             input_source=count.source,
             lowest=lowest,
-            expected=_expected(target, count.tokens, history, (lowest, worst)),
-            worst=worst,
+            expected=_expected(target, count.tokens, history, lowest),
+            worst=max(_worst(each) for each in quote.targets),
             balance=balance,
             held=held,
             needed=self._guard.plan(target.ceiling, target.bounds).minimum,
@@ -152,15 +151,14 @@ def _lowest(target: Target, input_tokens: int) -> int:
 
 
 def _expected(
-    target: Target, input_tokens: int, history: History | None, within: tuple[int, int]
+    target: Target, input_tokens: int, history: History | None, lowest: int
 ) -> Expectation | None:
     if history is None:
         return None
     usage = history.expected(input_tokens, target.bounds.choices, output_max(target))
-    lowest, worst = within
     cost = price(target.rule, usage, factors=target.factors)
     return Expectation(
-        micro_credits=min(max(cost, lowest), worst),
+        micro_credits=max(cost, lowest),  # such calls may have had no output at all
         usage=usage,
         calls=history.calls,
         days=HISTORY_DAYS,

@@ -108,7 +108,6 @@ class StreamMeter:
         "_choices",
         "_created",
         "_done",
-        "_done_at",
         "_ended",
         "_frames",
         "_held",
@@ -160,7 +159,6 @@ class StreamMeter:
         self._large_is_text = False
         self._held = b""
         self._usage_held: tuple[int, int] | None = None  # where in it a usage-only event stands
-        self._done_at = -1  # where in it [DONE] stands
         self._unfinished = False  # the last event had no blank line behind it
         self._last_went = "out"  # where the last event went, for the LF of a CR LF cut in half
         self._after_cr = False
@@ -283,11 +281,11 @@ class StreamMeter:
     def _write_bill(self, bill: Bill) -> None:
         """Put the cost into the usage-only event that is held; if none is, hold one of our own."""
         if self._usage_held is None:
-            at = len(self._held) if self._done_at < 0 else self._done_at
-            before = self._held[:at]
-            if self._unfinished and self._done_at < 0:
-                before += b"\n\n"
-            self._held = before + self._own_bill(bill) + self._held[at:]
+            own = self._own_bill(bill)
+            if self.saw_done:  # nothing but a usage-only event is ever held in front of it
+                self._held = own + self._held
+            else:
+                self._held += (b"\n\n" if self._unfinished else b"") + own
             return
         begin, end = self._usage_held
         event = self._held[begin:end]
@@ -439,7 +437,6 @@ class StreamMeter:
         if self.error_event:  # an answer that failed is never said to be complete
             self._last_went = "dropped"
             return b""
-        self._done_at = len(self._held)
         self._held += event
         self._last_went = "held"
         return b""

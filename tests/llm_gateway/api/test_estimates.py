@@ -156,6 +156,30 @@ async def test_expected_output_is_never_more_than_it_may_be(api: Api) -> None:
     assert told["expected_from"]["usage"]["output"] == 1_400
 
 
+@pytest.mark.parametrize(
+    "history", [Usage(), Usage(input=1, output=5_000), Usage(cache_write_1h=9)]
+)
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"messages": []},
+        {"messages": [{"role": ""}] * 300},  # the shortest messages that can be sent
+        {"messages": [{"role": "user", "content": "你好" * 500}]},
+        {"messages": [{"role": "user", "content": "{}[],;:!" * 500}], "n": 128, "max_tokens": 1},
+        {"messages": [], "tools": [{"type": "function", "function": {"name": "f"}}] * 50},
+    ],
+)
+async def test_expected_lies_between_lowest_and_worst(
+    api: Api, fields: dict[str, object], history: Usage
+) -> None:
+    await called(api, "c1", history)
+    _, told = await ask(api, {**BODY, **fields})
+    names = ("lowest_micro_credits", "expected_micro_credits", "worst_micro_credits")
+    lowest, expected, worst = (told[name] for name in names)
+    assert lowest <= expected <= worst
+    assert told["input_tokens"] <= told["input_tokens_max"]
+
+
 async def test_failed_calls_are_no_history(api: Api) -> None:
     at = api.plane.clock.ms
     event = ChargeEvent(
