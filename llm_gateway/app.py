@@ -190,12 +190,8 @@ async def build_gateway(
         log=log,
         is_alive=(lambda: registration.alive) if registration is not None else None,
     )
-    publisher = _publisher(storage)
-    if publisher is not None:
-        metrics.brokers.append(publisher.figures)
+    publisher = _publisher(storage, metrics)
     shop = _shop(storage, gateway)
-    simulator = Simulator(database, books, monotonic=clock.monotonic)
-    stack.push_async_callback(simulator.close)
     return Parts(
         config=config,
         gateway=gateway,
@@ -206,7 +202,7 @@ async def build_gateway(
         books=books,
         accounts=_accounts(storage),
         shop=shop,
-        simulator=simulator,
+        simulator=_simulator(database, books, stack),
         outbox=storage.outbox,
         ledger=_embedded_ledger(storage, pace, metrics),
         publisher=publisher,
@@ -448,12 +444,19 @@ def _on_posted(storage: Storage) -> OnPosted | None:
     return storage.holds.refresh if isinstance(storage.holds, RedisHoldStore) else None
 
 
-def _publisher(storage: Storage) -> Delivery | None:
+def _simulator(database: Database, books: PriceBooks, stack: AsyncExitStack) -> Simulator:
+    simulator = Simulator(database, books, monotonic=clock.monotonic)
+    stack.push_async_callback(simulator.close)
+    return simulator
+
+
+def _publisher(storage: Storage, metrics: Metrics) -> Delivery | None:
     """What sends this gateway's charges at once; others would send them a little later."""
     if storage.config.broker.kind == "database":
         return None
     publisher = _delivery(storage, None)
     storage.bell.listeners.append(publisher.notify)
+    metrics.brokers.append(publisher.figures)
     return publisher
 
 
