@@ -1,13 +1,15 @@
 """What a call would cost."""
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
 from billing.guard import Admitted
 from billing.holds import Refused
 from llm_gateway.api.views.charges import UsageView, usage_view
-from llm_gateway.estimate import Estimate, Expectation, output_max
+
+if TYPE_CHECKING:  # the client answers with these shapes, and needs no tokenizer for that
+    from llm_gateway.estimate import Estimate, Expectation
 
 
 class ExpectedView(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,8 +72,10 @@ class EstimateView(msgspec.Struct, frozen=True, kw_only=True):
     admission: AdmissionView
 
 
-def estimate_view(estimate: Estimate) -> EstimateView:
+def estimate_view(estimate: "Estimate") -> EstimateView:
     """An estimate."""
+    from llm_gateway.estimate import output_max
+
     context, target = estimate.quote.context, estimate.quote.targets[0]
     expected = estimate.expected
     return EstimateView(
@@ -97,11 +101,11 @@ def estimate_view(estimate: Estimate) -> EstimateView:
     )
 
 
-def _expected_view(expected: Expectation) -> ExpectedView:
+def _expected_view(expected: "Expectation") -> ExpectedView:
     return ExpectedView(calls=expected.calls, days=expected.days, usage=usage_view(expected.usage))
 
 
-def _admission_view(estimate: Estimate) -> AdmissionView:
+def _admission_view(estimate: "Estimate") -> AdmissionView:
     admitted, refused = _both(estimate.admission)
     return AdmissionView(
         admitted=admitted is not None,
