@@ -2,11 +2,9 @@
 
 import rich_click as click
 
-from llm_gateway import clock
-from llm_gateway.api.views.accounts import AccountList, AccountView
+from llm_gateway.api.views.accounts import AccountView
 from llm_gateway.api.views.corrections import CorrectionDoneView
-from llm_gateway.api.views.grants import GrantView
-from llm_gateway.cli.client import Client, admin_command, json_option, segment
+from llm_gateway.cli.client import admin_command, json_option
 from llm_gateway.cli.operations import key_option, reason_option
 from llm_gateway.cli.output import (
     Credits,
@@ -16,6 +14,7 @@ from llm_gateway.cli.output import (
     print_rest,
     print_table,
 )
+from llm_gateway.client import AdminClient
 
 
 @click.group()
@@ -30,12 +29,10 @@ def accounts() -> None:
 @json_option
 @admin_command
 def list_accounts(
-    client: Client, contains: str | None, page: int, page_size: int, as_json: bool
+    client: AdminClient, contains: str | None, page: int, page_size: int, as_json: bool
 ) -> None:
     """List accounts."""
-    found = client.get(
-        "/admin/accounts", AccountList, contains=contains, page=page, page_size=page_size
-    )
+    found = client.accounts(contains=contains or "", page=page, page_size=page_size)
     if as_json:
         print_json(found)
         return
@@ -62,15 +59,16 @@ def list_accounts(
 @json_option
 @admin_command
 def create(
-    client: Client, account: str, name: str, note: str, amount: str | None, as_json: bool
+    client: AdminClient, account: str, name: str, note: str, amount: str | None, as_json: bool
 ) -> None:
     """Make an account. Its id is the user's id with the calling services."""
     granted = micro_credits(amount) if amount else 0
-    body = {"account": account, "name": name, "note": note}
-    made = client.post("/admin/accounts", AccountView, body)
+    made = client.create_account(account, name=name, note=note)
     if granted:
         # The same id whatever happens on the way: asked for again, it is not given again.
-        made = _grant(client, account, granted, f"accounts-create:{account}", "").account
+        made = client.grant(
+            account, amount_micro_credits=granted, event_id=f"accounts-create:{account}"
+        ).account
     _print_account(made, as_json=as_json)
 
 
@@ -78,10 +76,9 @@ def create(
 @click.argument("account")
 @json_option
 @admin_command
-def show(client: Client, account: str, as_json: bool) -> None:
+def show(client: AdminClient, account: str, as_json: bool) -> None:
     """Show an account with its totals."""
-    path = f"/admin/accounts/{segment(account)}"
-    _print_account(client.get(path, AccountView), as_json=as_json)
+    _print_account(client.account(account), as_json=as_json)
 
 
 @accounts.command()
@@ -92,7 +89,7 @@ def show(client: Client, account: str, as_json: bool) -> None:
 @json_option
 @admin_command
 def grant(
-    client: Client,
+    client: AdminClient,
     account: str,
     credits_: str,
     description: str,
@@ -100,17 +97,16 @@ def grant(
     as_json: bool,
 ) -> None:
     """Give credit to an account, such as `grant alice 12.5`."""
-    done = _grant(
-        client,
+    done = client.grant(
         account,
-        micro_credits(credits_),
-        event_id or f"grant:{clock.new_event_id(clock.now_ms())}",
-        description,
+        amount_micro_credits=micro_credits(credits_),
+        event_id=event_id or "",
+        description=description,
     )
     if as_json:
         print_json(done)
         return
-    verb = "was granted already" if done.repeated else "granted"
+    verb = "were granted already" if done.repeated else "granted"
     amount = Credits(done.entry.amount_micro_credits)
     balance = Credits(done.account.balance_micro_credits)
     click.echo(f"{amount} credits {verb} to {account}; the balance is {balance}")
@@ -121,20 +117,18 @@ def grant(
 @click.option("--reason", required=True, help="Why; shown to administrators and in the audit.")
 @json_option
 @admin_command
-def suspend(client: Client, account: str, reason: str, as_json: bool) -> None:
+def suspend(client: AdminClient, account: str, reason: str, as_json: bool) -> None:
     """Refuse every further call of an account."""
-    path = f"/admin/accounts/{segment(account)}/suspend"
-    _print_account(client.post(path, AccountView, {"reason": reason}), as_json=as_json)
+    _print_account(client.suspend_account(account, reason=reason), as_json=as_json)
 
 
 @accounts.command()
 @click.argument("account")
 @json_option
 @admin_command
-def unsuspend(client: Client, account: str, as_json: bool) -> None:
+def unsuspend(client: AdminClient, account: str, as_json: bool) -> None:
     """Admit an account's calls again."""
-    path = f"/admin/accounts/{segment(account)}/unsuspend"
-    _print_account(client.post(path, AccountView), as_json=as_json)
+    _print_account(client.unsuspend_account(account), as_json=as_json)
 
 
 @accounts.command(context_settings={"ignore_unknown_options": True})
@@ -145,16 +139,17 @@ def unsuspend(client: Client, account: str, as_json: bool) -> None:
 @json_option
 @admin_command
 def adjust(
-    client: Client, account: str, credits_: str, reason: str, key: str | None, as_json: bool
+    client: AdminClient, account: str, credits_: str, reason: str, key: str | None, as_json: bool
 ) -> None:
     """Give credit, or take it, such as `adjust alice -2.5 --reason "paid twice"`."""
     amount = micro_credits(credits_.removeprefix("-"))
-    body = {
-        "amount_micro_credits": -amount if credits_.startswith("-") else amount,
-        "reason": reason,
-    }
-    path = f"/admin/accounts/{segment(account)}/adjust"
-    print_correction(client.post(path, CorrectionDoneView, body, key=key), as_json=as_json)
+    done = client.adjust_account(
+        account,
+        amount_micro_credits=-amount if credits_.startswith("-") else amount,
+        reason=reason,
+        idempotency_key=key,
+    )
+    print_correction(done, as_json=as_json)
 
 
 @accounts.command()
@@ -165,12 +160,21 @@ def adjust(
 @json_option
 @admin_command
 def refund(
-    client: Client, charge: str, amount: str | None, reason: str, key: str | None, as_json: bool
+    client: AdminClient,
+    charge: str,
+    amount: str | None,
+    reason: str,
+    key: str | None,
+    as_json: bool,
 ) -> None:
     """Give back what a call was charged; CHARGE is the call's event id."""
-    body = {"amount_micro_credits": micro_credits(amount) if amount else None, "reason": reason}
-    path = f"/admin/charges/{segment(charge)}/refund"
-    print_correction(client.post(path, CorrectionDoneView, body, key=key), as_json=as_json)
+    done = client.refund_charge(
+        charge,
+        amount_micro_credits=micro_credits(amount) if amount else None,
+        reason=reason,
+        idempotency_key=key,
+    )
+    print_correction(done, as_json=as_json)
 
 
 def print_correction(done: CorrectionDoneView, *, as_json: bool) -> None:
@@ -185,16 +189,6 @@ def print_correction(done: CorrectionDoneView, *, as_json: bool) -> None:
         f"{amount} credits were posted{again} to {done.correction.account};"
         f" the balance was {balance} then"
     )
-
-
-def _grant(client: Client, account: str, amount: int, event_id: str, description: str) -> GrantView:
-    body = {
-        "account": account,
-        "amount_micro_credits": amount,
-        "event_id": event_id,
-        "description": description,
-    }
-    return client.post("/admin/grants", GrantView, body)
 
 
 def _state(account: AccountView) -> str:

@@ -4,15 +4,12 @@ import rich_click as click
 
 from billing.admins import Role
 from llm_gateway import clock
-from llm_gateway.api.views.admin_tokens import (
-    AdminTokenList,
-    AdminTokenView,
-    NewAdminTokenView,
-)
-from llm_gateway.cli.client import Client, admin_command, json_option, segment
+from llm_gateway.api.views.admin_tokens import AdminTokenView
+from llm_gateway.cli.client import admin_command, json_option
 from llm_gateway.cli.keys import parse_when
 from llm_gateway.cli.operations import paged
 from llm_gateway.cli.output import print_facts, print_json, print_rest, print_table
+from llm_gateway.client import AdminClient
 
 
 @click.group()
@@ -28,11 +25,10 @@ def admins() -> None:
 @click.option("--expires", metavar="WHEN", help="A time such as 2027-01-31T12:00Z, or 90d, 12h.")
 @json_option
 @admin_command
-def create(client: Client, name: str, role: str, expires: str | None, as_json: bool) -> None:
+def create(client: AdminClient, name: str, role: str, expires: str | None, as_json: bool) -> None:
     """Make a token and show it, this once. NAME stands in the audit trail, and is used once."""
     expires_at = parse_when(expires, clock.now_ms()) if expires else None
-    body = {"name": name, "role": role, "expires_at": expires_at}
-    made = client.post("/admin/tokens", NewAdminTokenView, body)
+    made = client.create_token(name, role=Role(role), expires_at=expires_at)
     if as_json:
         print_json(made)
         return
@@ -44,9 +40,9 @@ def create(client: Client, name: str, role: str, expires: str | None, as_json: b
 @paged
 @json_option
 @admin_command
-def list_tokens(client: Client, page: int, page_size: int, as_json: bool) -> None:
+def list_tokens(client: AdminClient, page: int, page_size: int, as_json: bool) -> None:
     """List tokens, without what makes them work."""
-    found = client.get("/admin/tokens", AdminTokenList, page=page, page_size=page_size)
+    found = client.tokens(page=page, page_size=page_size)
     if as_json:
         print_json(found)
         return
@@ -69,9 +65,9 @@ def list_tokens(client: Client, page: int, page_size: int, as_json: bool) -> Non
 @click.argument("token_id")
 @json_option
 @admin_command
-def revoke(client: Client, token_id: str, as_json: bool) -> None:
+def revoke(client: AdminClient, token_id: str, as_json: bool) -> None:
     """Withdraw a token for good."""
-    token = client.post(f"/admin/tokens/{segment(token_id)}/revoke", AdminTokenView)
+    token = client.revoke_token(token_id)
     if as_json:
         print_json(token)
         return

@@ -12,23 +12,27 @@ import rich_click as click
 from openai.types import CompletionUsage
 from openai.types.chat import ChatCompletionChunk
 
-from llm_gateway.api.views.accounts import BalanceView
 from llm_gateway.api.views.charges import ChargeView
 from llm_gateway.cli.client import (
-    CONNECT_SECONDS,
     DEFAULT_URL,
-    Client,
-    checked_header,
-    checked_url,
+    ONCE,
     data_dir_option,
+    failures_told,
     json_option,
     same,
     stored_credentials,
-    trust_env,
-    unreachable,
 )
 from llm_gateway.cli.failure import REFUSED, CommandError
 from llm_gateway.cli.output import Credits, print_facts, print_json
+from llm_gateway.client import (
+    GatewayClient,
+    GatewayClientError,
+    RefusedError,
+    UnreadableAnswerError,
+)
+from llm_gateway.client.errors import unreachable
+from llm_gateway.client.requests import checked_header
+from llm_gateway.client.transport import CONNECT_SECONDS, checked_url, trust_env
 
 SETTLED_SECONDS_MAX: Final = 5.0  # to wait for the ledger, which usually takes milliseconds
 POLL_SECONDS: Final = 0.05
@@ -91,12 +95,12 @@ def chat(
     as_json: bool,
 ) -> None:
     """Ask a model, see the answer as it comes, then what it took."""
-    server = _server(base_url, key, data_dir)
-    asked = (("X-Scene", scene), ("X-Billing-User", account))
-    chosen = {name: checked_header(name, text) for name, text in asked if text}
+    with failures_told():
+        server = _server(base_url, key, data_dir)
+        asked = (("X-Scene", scene), ("X-Billing-User", account))
+        chosen = {name: checked_header(name, text) for name, text in asked if text}
     answer = _ask(server, prompt, model, chosen, echo=not as_json)
-    billing = {name: text for name, text in chosen.items() if name == "X-Billing-User"}
-    _add_charge(server, answer, billing)
+    _add_charge(server, answer, account or "")
     if as_json:
         print_json(answer)
     else:
@@ -169,25 +173,28 @@ def _count(usage: CompletionUsage, answer: Answer) -> None:
         answer.reasoning_tokens = reasoning.reasoning_tokens
 
 
-def _add_charge(server: Server, answer: Answer, headers: dict[str, str]) -> None:
+def _add_charge(server: Server, answer: Answer, account: str) -> None:
     """Wait a moment until the charge is in the ledger; a server that is no gateway is left alone."""
     if not _EVENT_ID.fullmatch(answer.request_id):
         return
-    client = Client(server.root, server.key, headers)
     try:
-        until = time.monotonic() + SETTLED_SECONDS_MAX
-        while charge := client.try_get(f"/credit-store/charges/{answer.request_id}", ChargeView):
-            answer.charge = charge
-            if charge.settlement not in ("running", "pending") or time.monotonic() > until:
-                break
-            time.sleep(POLL_SECONDS)
-        if answer.charge and (balance := client.try_get("/credit-store/balance", BalanceView)):
-            answer.balance_micro_credits = balance.balance_micro_credits
-    except CommandError:
+        with GatewayClient(server.root, server.key, account=account, retries=ONCE) as client:
+            answer.charge = _settled(client, answer.request_id)
+            answer.balance_micro_credits = client.balance().balance_micro_credits
+    except (RefusedError, UnreadableAnswerError):
+        return  # no gateway of ours
+    except GatewayClientError:
         # The answer is there and paid for: that its price cannot be read now is no failure.
         click.echo("llm-gateway: the charge could not be read", err=True)
-    finally:
-        client.close()
+
+
+def _settled(client: GatewayClient, event_id: str) -> ChargeView:
+    until = time.monotonic() + SETTLED_SECONDS_MAX
+    while True:
+        charge = client.charge(event_id)
+        if charge.settlement not in ("running", "pending") or time.monotonic() > until:
+            return charge
+        time.sleep(POLL_SECONDS)
 
 
 def _print_summary(answer: Answer) -> None:

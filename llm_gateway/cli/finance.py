@@ -3,14 +3,16 @@
 import rich_click as click
 
 from llm_gateway import clock
-from llm_gateway.api.views.audit import AuditList, AuditView
+from llm_gateway.api.views.audit import AuditView
 from llm_gateway.api.views.consumption import ConsumptionView, SumsView
-from llm_gateway.api.views.corrections import CorrectionList
-from llm_gateway.api.views.statements import OutstandingView, StatementView
-from llm_gateway.cli.client import Client, admin_command, json_option, segment, user_command
+from llm_gateway.cli.client import admin_command, json_option, user_command
 from llm_gateway.cli.keys import parse_when
 from llm_gateway.cli.operations import paged
 from llm_gateway.cli.output import Credits, print_facts, print_json, print_rest, print_table
+from llm_gateway.client import AdminClient, GatewayClient
+from llm_gateway.client.admin.accounts import CorrectionKind
+from llm_gateway.client.admin.finance import UsageGroup
+from llm_gateway.client.store import Group, Period
 
 _PERIODS = ("24h", "7d", "30d", "all")
 _GROUPS = ("model", "scene", "provider", "key")
@@ -33,20 +35,23 @@ series_option = click.option("--series", is_flag=True, help="Over time, too.")
 @json_option
 @admin_command
 def usage(
-    client: Client,
+    client: AdminClient,
     account: str | None,
-    period: str,
-    group_by: str | None,
+    period: Period,
+    group_by: UsageGroup | None,
     time_zone: str | None,
     run_id: str | None,
     series: bool,
     as_json: bool,
 ) -> None:
     """Show what calls used and cost, of one account or of all."""
-    found = client.get(
-        "/admin/usage", ConsumptionView, account=account, period=period, group_by=group_by,
-        time_zone=time_zone, run_id=run_id,
-    )  # fmt: skip
+    found = client.usage(
+        account=account or "",
+        period=period,
+        group_by=group_by,
+        time_zone=time_zone or "UTC",
+        run_id=run_id or "",
+    )
     _print_usage(found, series=series, as_json=as_json)
 
 
@@ -59,19 +64,18 @@ def usage(
 @json_option
 @user_command
 def consumption(
-    client: Client,
-    period: str,
-    group_by: str | None,
+    client: GatewayClient,
+    period: Period,
+    group_by: Group | None,
     time_zone: str | None,
     run_id: str | None,
     series: bool,
     as_json: bool,
 ) -> None:
     """Show what an account's calls used and cost."""
-    found = client.get(
-        "/credit-store/consumption", ConsumptionView, period=period, group_by=group_by,
-        time_zone=time_zone, run_id=run_id,
-    )  # fmt: skip
+    found = client.consumption(
+        period=period, group_by=group_by, time_zone=time_zone or "UTC", run_id=run_id or ""
+    )
     _print_usage(found, series=series, as_json=as_json)
 
 
@@ -80,10 +84,9 @@ def consumption(
 @click.argument("month")
 @json_option
 @admin_command
-def statement(client: Client, account: str, month: str, as_json: bool) -> None:
+def statement(client: AdminClient, account: str, month: str, as_json: bool) -> None:
     """Show an account's month (UTC), such as `statement ada 2026-11`."""
-    path = f"/admin/statements/{segment(account)}/{segment(month)}"
-    found = client.get(path, StatementView)
+    found = client.statement(account, month)
     if as_json:
         print_json(found)
         return
@@ -104,10 +107,9 @@ def statement(client: Client, account: str, month: str, as_json: bool) -> None:
 @click.option("--at", metavar="WHEN", help="A time such as 2026-12-01T00:00Z; now if left out.")
 @json_option
 @admin_command
-def outstanding(client: Client, at: str | None, as_json: bool) -> None:
+def outstanding(client: AdminClient, at: str | None, as_json: bool) -> None:
     """Show what all accounts together had, at a moment."""
-    moment = parse_when(at, clock.now_ms()).isoformat() if at else None
-    found = client.get("/admin/outstanding", OutstandingView, at=moment)
+    found = client.outstanding(at=parse_when(at, clock.now_ms()) if at else None)
     if as_json:
         print_json(found)
         return
@@ -129,19 +131,18 @@ def outstanding(client: Client, at: str | None, as_json: bool) -> None:
 @json_option
 @admin_command
 def corrections(
-    client: Client,
+    client: AdminClient,
     account: str | None,
-    kind: str | None,
+    kind: CorrectionKind | None,
     ref_id: str | None,
     page: int,
     page_size: int,
     as_json: bool,
 ) -> None:
     """List adjustments and refunds, newest first; see `accounts adjust | refund`, `orders refund`."""
-    found = client.get(
-        "/admin/corrections", CorrectionList, account=account, kind=kind, ref_id=ref_id, page=page,
-        page_size=page_size,
-    )  # fmt: skip
+    found = client.corrections(
+        account=account or "", kind=kind, ref_id=ref_id or "", page=page, page_size=page_size
+    )
     if as_json:
         print_json(found)
         return
@@ -171,7 +172,7 @@ def corrections(
 @json_option
 @admin_command
 def audit(
-    client: Client,
+    client: AdminClient,
     action: str | None,
     target: str | None,
     page: int,
@@ -179,9 +180,7 @@ def audit(
     as_json: bool,
 ) -> None:
     """List what administrators did, newest first."""
-    found = client.get(
-        "/admin/audit", AuditList, action=action, target=target, page=page, page_size=page_size
-    )
+    found = client.audit(action=action or "", target=target or "", page=page, page_size=page_size)
     if as_json:
         print_json(found)
         return

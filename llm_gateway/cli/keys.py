@@ -3,13 +3,16 @@
 from datetime import UTC, datetime, timedelta
 
 import rich_click as click
+from msgspec import UnsetType
 
 from llm_gateway import clock
-from llm_gateway.api.views.keys import KeyList, KeyView, NewKeyView, RotatedView
+from llm_gateway.api.views.keys import KeyView
 from llm_gateway.api.views.shared import moment
-from llm_gateway.cli.client import Client, admin_command, json_option, segment
+from llm_gateway.cli.client import admin_command, json_option
 from llm_gateway.cli.failure import CommandError
+from llm_gateway.cli.operations import given_or_unset
 from llm_gateway.cli.output import print_facts, print_json, print_rest, print_table
+from llm_gateway.client import UNSET, AdminClient, KeyKind
 
 
 @click.group()
@@ -38,7 +41,7 @@ def keys() -> None:
 @json_option
 @admin_command
 def create(
-    client: Client,
+    client: AdminClient,
     account: str | None,
     app: str | None,
     bills: tuple[str, ...],
@@ -57,21 +60,20 @@ def create(
         raise CommandError("give either --account (a user key) or --app (an app key)")
     if bills and account:
         raise CommandError("--bills is for app keys: a user key bills its own account")
-    body = {
-        "kind": "user" if account else "app",
-        "account": account or "",
-        "app": app or "",
-        "accounts": list(bills),
-        "default_scene": default_scene,
-        "scenes": list(scenes),
-        "models": list(models),
-        "description": description,
-        "requests_per_minute": rpm,
-        "tokens_per_minute": tpm,
-        "concurrent_calls": concurrent,
-        "expires_at": parse_when(expires, clock.now_ms()) if expires else None,
-    }
-    made = client.post("/admin/keys", NewKeyView, body)
+    made = client.create_key(
+        KeyKind.USER if account else KeyKind.APP,
+        account=account or "",
+        app=app or "",
+        accounts=bills,
+        default_scene=default_scene,
+        scenes=scenes,
+        models=models,
+        description=description,
+        requests_per_minute=rpm,
+        tokens_per_minute=tpm,
+        concurrent_calls=concurrent,
+        expires_at=parse_when(expires, clock.now_ms()) if expires else None,
+    )
     if as_json:
         print_json(made)
         return
@@ -86,10 +88,10 @@ def create(
 @json_option
 @admin_command
 def list_keys(
-    client: Client, account: str | None, page: int, page_size: int, as_json: bool
+    client: AdminClient, account: str | None, page: int, page_size: int, as_json: bool
 ) -> None:
     """List keys, without what makes them work."""
-    found = client.get("/admin/keys", KeyList, account=account, page=page, page_size=page_size)
+    found = client.keys(account=account or "", page=page, page_size=page_size)
     if as_json:
         print_json(found)
         return
@@ -125,7 +127,7 @@ def list_keys(
 @json_option
 @admin_command
 def update_key(
-    client: Client,
+    client: AdminClient,
     key_id: str,
     default_scene: str | None,
     scenes: tuple[str, ...],
@@ -146,25 +148,21 @@ def update_key(
             "give either --scene or --no-scenes, either --model or --any-model, either --expires"
             " or --no-expiry"
         )
-    limits = {
-        "requests_per_minute": rpm, "tokens_per_minute": tpm, "concurrent_calls": concurrent
-    }  # fmt: skip
-    body: dict[str, object] = {
-        name: limit or None for name, limit in limits.items() if limit is not None
-    }
-    if default_scene is not None:
-        body["default_scene"] = default_scene
-    if scenes or no_scenes:
-        body["scenes"] = list(scenes)
-    if models or any_model:
-        body["models"] = list(models)
-    if expires or no_expiry:
-        body["expires_at"] = parse_when(expires, clock.now_ms()) if expires else None
-    if description is not None:
-        body["description"] = description
-    if not body:
+    given = (default_scene, rpm, tpm, concurrent, description)
+    flags = (scenes, no_scenes, models, any_model, expires, no_expiry)
+    if all(each is None for each in given) and not any(flags):
         raise CommandError("nothing to change: give an option, see --help")
-    key = client.patch(f"/admin/keys/{segment(key_id)}", KeyView, body)
+    key = client.update_key(
+        key_id,
+        default_scene=given_or_unset(default_scene),
+        scenes=scenes if scenes or no_scenes else UNSET,
+        models=models if models or any_model else UNSET,
+        description=given_or_unset(description),
+        expires_at=_end(expires, none=no_expiry),
+        requests_per_minute=_limit(rpm),
+        tokens_per_minute=_limit(tpm),
+        concurrent_calls=_limit(concurrent),
+    )
     if as_json:
         print_json(key)
         return
@@ -193,10 +191,9 @@ def update_key(
 )
 @json_option
 @admin_command
-def rotate(client: Client, key_id: str, grace_seconds: int, as_json: bool) -> None:
+def rotate(client: AdminClient, key_id: str, grace_seconds: int, as_json: bool) -> None:
     """Make a key in the place of another and show it, this once."""
-    path = f"/admin/keys/{segment(key_id)}/rotate"
-    made = client.post(path, RotatedView, {"grace_seconds": grace_seconds})
+    made = client.rotate_key(key_id, grace_seconds=grace_seconds)
     if as_json:
         print_json(made)
         return
@@ -212,9 +209,9 @@ def rotate(client: Client, key_id: str, grace_seconds: int, as_json: bool) -> No
 @click.argument("key_id")
 @json_option
 @admin_command
-def revoke(client: Client, key_id: str, as_json: bool) -> None:
+def revoke(client: AdminClient, key_id: str, as_json: bool) -> None:
     """Withdraw a key for good."""
-    key = client.post(f"/admin/keys/{segment(key_id)}/revoke", KeyView)
+    key = client.revoke_key(key_id)
     if as_json:
         print_json(key)
         return
@@ -236,6 +233,18 @@ def parse_when(text: str, now_ms: int) -> datetime:
         message = f'"{text}" is no time: expected 2027-01-31T12:00Z, or 90d, or 12h'
         raise CommandError(message) from None
     return time if time.tzinfo else time.replace(tzinfo=UTC)
+
+
+def _limit(number: int | None) -> int | UnsetType | None:
+    """An option's limit: 0 takes it away, left out it stays."""
+    return UNSET if number is None else number or None
+
+
+def _end(expires: str | None, *, none: bool) -> datetime | UnsetType | None:
+    """When a key ends: at a moment, never, or as before."""
+    if expires:
+        return parse_when(expires, clock.now_ms())
+    return None if none else UNSET
 
 
 def _limits(key: KeyView) -> str:

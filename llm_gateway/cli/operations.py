@@ -1,18 +1,19 @@
 """`llm-gateway holds`, `outbox`, `quarantine`, `guard`: what is stuck, and what to do about it."""
 
 from collections.abc import Callable
-from typing import Final
+from typing import Final, TypeVar
 
 import rich_click as click
+from msgspec import UnsetType
 
 from llm_gateway.api.views.charges import CallView, EventView
-from llm_gateway.api.views.guard import RebuiltView
-from llm_gateway.api.views.holds import HoldDetailView, HoldList, ReleasedHoldView
-from llm_gateway.api.views.outbox import OutboxList, WaitingEventView
-from llm_gateway.api.views.quarantine import QuarantinedEventView, QuarantineList, ResolvedView
+from llm_gateway.api.views.quarantine import ResolvedView
 from llm_gateway.api.views.shared import Time
-from llm_gateway.cli.client import Client, admin_command, json_option, segment
+from llm_gateway.cli.client import admin_command, json_option
 from llm_gateway.cli.output import Credits, print_facts, print_json, print_rest, print_table
+from llm_gateway.client import UNSET, AdminClient
+
+T = TypeVar("T")
 
 REVISIONS: Final = {1: "estimate", 2: "final"}
 
@@ -34,6 +35,11 @@ def paged(function: Callable[..., None]) -> Callable[..., None]:
     return page_option(size_option(function))
 
 
+def given_or_unset(value: T | None) -> T | UnsetType:
+    """An option's value; UNSET, which changes nothing, if it was not given."""
+    return UNSET if value is None else value
+
+
 # -- holds -------------------------------------------------------------------------------------
 
 
@@ -48,10 +54,10 @@ def holds() -> None:
 @json_option
 @admin_command
 def list_holds(
-    client: Client, account: str | None, page: int, page_size: int, as_json: bool
+    client: AdminClient, account: str | None, page: int, page_size: int, as_json: bool
 ) -> None:
     """List holds, newest first."""
-    found = client.get("/admin/holds", HoldList, account=account, page=page, page_size=page_size)
+    found = client.holds(account=account or "", page=page, page_size=page_size)
     if as_json:
         print_json(found)
         return
@@ -75,9 +81,9 @@ def list_holds(
 @click.argument("hold")
 @json_option
 @admin_command
-def show_hold(client: Client, hold: str, as_json: bool) -> None:
+def show_hold(client: AdminClient, hold: str, as_json: bool) -> None:
     """Show a hold, its call, and whether its process lives."""
-    found = client.get(f"/admin/holds/{segment(hold)}", HoldDetailView)
+    found = client.hold(hold)
     if as_json:
         print_json(found)
         return
@@ -104,10 +110,9 @@ def show_hold(client: Client, hold: str, as_json: bool) -> None:
 @reason_option
 @json_option
 @admin_command
-def release_hold(client: Client, hold: str, reason: str, as_json: bool) -> None:
+def release_hold(client: AdminClient, hold: str, reason: str, as_json: bool) -> None:
     """Let go of a hold whose process is gone; nothing is charged for its call."""
-    path = f"/admin/holds/{segment(hold)}/release"
-    done = client.post(path, ReleasedHoldView, {"reason": reason})
+    done = client.release_hold(hold, reason=reason)
     if as_json:
         print_json(done)
         return
@@ -127,9 +132,9 @@ def outbox() -> None:
 @paged
 @json_option
 @admin_command
-def list_outbox(client: Client, page: int, page_size: int, as_json: bool) -> None:
+def list_outbox(client: AdminClient, page: int, page_size: int, as_json: bool) -> None:
     """List what waits, oldest first."""
-    found = client.get("/admin/outbox", OutboxList, page=page, page_size=page_size)
+    found = client.outbox(page=page, page_size=page_size)
     if as_json:
         print_json(found)
         return
@@ -159,9 +164,9 @@ def list_outbox(client: Client, page: int, page_size: int, as_json: bool) -> Non
 )
 @json_option
 @admin_command
-def show_waiting(client: Client, event: str, revision: int, as_json: bool) -> None:
+def show_waiting(client: AdminClient, event: str, revision: int, as_json: bool) -> None:
     """Show a waiting event."""
-    found = client.get(f"/admin/outbox/{segment(event)}/{revision}", WaitingEventView)
+    found = client.waiting_event(event, revision)
     if as_json:
         print_json(found)
         return
@@ -193,16 +198,10 @@ def quarantine() -> None:
 @json_option
 @admin_command
 def list_quarantine(
-    client: Client, everything: bool, page: int, page_size: int, as_json: bool
+    client: AdminClient, everything: bool, page: int, page_size: int, as_json: bool
 ) -> None:
     """List what waits for a person, newest first."""
-    found = client.get(
-        "/admin/quarantine",
-        QuarantineList,
-        unresolved_only=str(not everything).lower(),
-        page=page,
-        page_size=page_size,
-    )
+    found = client.quarantine(unresolved_only=not everything, page=page, page_size=page_size)
     if as_json:
         print_json(found)
         return
@@ -226,9 +225,9 @@ def list_quarantine(
 @click.argument("number", type=click.IntRange(1))
 @json_option
 @admin_command
-def show_quarantined(client: Client, number: int, as_json: bool) -> None:
+def show_quarantined(client: AdminClient, number: int, as_json: bool) -> None:
     """Show an event, decoded."""
-    found = client.get(f"/admin/quarantine/{number}", QuarantinedEventView)
+    found = client.quarantined(number)
     if as_json:
         print_json(found)
         return
@@ -256,9 +255,9 @@ def show_quarantined(client: Client, number: int, as_json: bool) -> None:
 @reason_option
 @json_option
 @admin_command
-def replay(client: Client, number: int, reason: str, as_json: bool) -> None:
+def replay(client: AdminClient, number: int, reason: str, as_json: bool) -> None:
     """Let the ledger worker try an event again."""
-    _resolve(client, number, "replay", reason, as_json=as_json)
+    _print_resolved(client.replay_quarantined(number, reason=reason), as_json=as_json)
 
 
 @quarantine.command("discard")
@@ -266,13 +265,12 @@ def replay(client: Client, number: int, reason: str, as_json: bool) -> None:
 @reason_option
 @json_option
 @admin_command
-def discard(client: Client, number: int, reason: str, as_json: bool) -> None:
+def discard(client: AdminClient, number: int, reason: str, as_json: bool) -> None:
     """Drop an event for good: it is never charged."""
-    _resolve(client, number, "discard", reason, as_json=as_json)
+    _print_resolved(client.discard_quarantined(number, reason=reason), as_json=as_json)
 
 
-def _resolve(client: Client, number: int, act: str, reason: str, *, as_json: bool) -> None:
-    done = client.post(f"/admin/quarantine/{number}/{act}", ResolvedView, {"reason": reason})
+def _print_resolved(done: ResolvedView, *, as_json: bool) -> None:
     if as_json:
         print_json(done)
         return
@@ -293,9 +291,9 @@ def guard() -> None:
 @reason_option
 @json_option
 @admin_command
-def rebuild(client: Client, reason: str, as_json: bool) -> None:
+def rebuild(client: AdminClient, reason: str, as_json: bool) -> None:
     """Make it forget what it derived from the ledger and load it anew; calls wait meanwhile."""
-    done = client.post("/admin/guard/rebuild", RebuiltView, {"reason": reason})
+    done = client.rebuild_guard(reason=reason)
     if as_json:
         print_json(done)
         return

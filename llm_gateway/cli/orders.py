@@ -3,10 +3,9 @@
 import rich_click as click
 
 from billing.shop.orders import OrderStatus
-from llm_gateway.api.views.corrections import CorrectionDoneView
-from llm_gateway.api.views.orders import AdminOrderList, AdminOrderView, PaidOrderView
+from llm_gateway.api.views.orders import AdminOrderView
 from llm_gateway.cli.accounts import print_correction
-from llm_gateway.cli.client import Client, admin_command, json_option, segment
+from llm_gateway.cli.client import admin_command, json_option
 from llm_gateway.cli.operations import key_option, paged, reason_option
 from llm_gateway.cli.output import (
     Credits,
@@ -16,6 +15,7 @@ from llm_gateway.cli.output import (
     print_rest,
     print_table,
 )
+from llm_gateway.client import AdminClient
 
 
 @click.group()
@@ -30,7 +30,7 @@ def orders() -> None:
 @json_option
 @admin_command
 def list_orders(
-    client: Client,
+    client: AdminClient,
     account: str | None,
     status: str | None,
     page: int,
@@ -38,11 +38,9 @@ def list_orders(
     as_json: bool,
 ) -> None:
     """List orders, newest first."""
-    found = client.get(
-        "/admin/orders",
-        AdminOrderList,
-        account=account,
-        status=status,
+    found = client.orders(
+        account=account or "",
+        status=OrderStatus(status) if status else None,
         page=page,
         page_size=page_size,
     )
@@ -72,9 +70,9 @@ def list_orders(
 @click.argument("order")
 @json_option
 @admin_command
-def show(client: Client, order: str, as_json: bool) -> None:
+def show(client: AdminClient, order: str, as_json: bool) -> None:
     """Show an order."""
-    _print(client.get(f"/admin/orders/{segment(order)}", AdminOrderView), as_json=as_json)
+    _print(client.order(order), as_json=as_json)
 
 
 @orders.command()
@@ -82,10 +80,9 @@ def show(client: Client, order: str, as_json: bool) -> None:
 @click.option("--payment-ref", default="", help="The payment's id where the money was taken.")
 @json_option
 @admin_command
-def pay(client: Client, order: str, payment_ref: str, as_json: bool) -> None:
+def pay(client: AdminClient, order: str, payment_ref: str, as_json: bool) -> None:
     """Confirm that an order is paid: it is credited, once."""
-    body = {"payment_ref": payment_ref}
-    done = client.post(f"/admin/orders/{segment(order)}/pay", PaidOrderView, body)
+    done = client.pay_order(order, payment_ref=payment_ref)
     if as_json:
         print_json(done)
         return
@@ -98,10 +95,9 @@ def pay(client: Client, order: str, payment_ref: str, as_json: bool) -> None:
 @click.argument("order")
 @json_option
 @admin_command
-def cancel(client: Client, order: str, as_json: bool) -> None:
+def cancel(client: AdminClient, order: str, as_json: bool) -> None:
     """Cancel an order that is not paid."""
-    path = f"/admin/orders/{segment(order)}/cancel"
-    _print(client.post(path, AdminOrderView), as_json=as_json)
+    _print(client.cancel_order(order), as_json=as_json)
 
 
 @orders.command()
@@ -112,12 +108,16 @@ def cancel(client: Client, order: str, as_json: bool) -> None:
 @json_option
 @admin_command
 def refund(
-    client: Client, order: str, amount: str | None, reason: str, key: str | None, as_json: bool
+    client: AdminClient, order: str, amount: str | None, reason: str, key: str | None, as_json: bool
 ) -> None:
     """Take back an order's credit, as far as it was not spent."""
-    body = {"amount_micro_credits": micro_credits(amount) if amount else None, "reason": reason}
-    path = f"/admin/orders/{segment(order)}/refund"
-    print_correction(client.post(path, CorrectionDoneView, body, key=key), as_json=as_json)
+    done = client.refund_order(
+        order,
+        amount_micro_credits=micro_credits(amount) if amount else None,
+        reason=reason,
+        idempotency_key=key,
+    )
+    print_correction(done, as_json=as_json)
 
 
 def _print(order: AdminOrderView, *, as_json: bool) -> None:

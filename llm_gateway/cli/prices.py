@@ -14,23 +14,15 @@ import rich_click as click
 from billing.books import ACTIVATION_LEAD_MS
 from billing.shop.exports import safe_text
 from llm_gateway import clock
-from llm_gateway.api.views.price_books import (
-    ActivationView,
-    BookDetailView,
-    BookList,
-    DiffView,
-    ExplainView,
-    LintView,
-    UploadView,
-    diff_view,
-)
+from llm_gateway.api.views.price_books import ActivationView, DiffView, ExplainView, diff_view
 from llm_gateway.api.views.shared import Time, moment
-from llm_gateway.cli.client import Client, admin_command, json_option
+from llm_gateway.cli.client import admin_command, json_option
 from llm_gateway.cli.failure import REFUSED, CommandError
 from llm_gateway.cli.keys import parse_when
 from llm_gateway.cli.output import print_facts, print_json, print_rest, print_table
 from llm_gateway.cli.price_changes import print_changes, summary
 from llm_gateway.cli.rerating import COMMANDS
+from llm_gateway.client import AdminClient
 from pricing_rules.book import Book, BookError, Problem, parse_book
 from pricing_rules.diff import diff as compare
 from pricing_rules.export import TABLE_HEAD, dump_book, table_rows
@@ -40,7 +32,6 @@ CANDIDATES_MAX: Final = 12  # rules shown that do not apply
 # More than it takes until an activation holds: what is scheduled before counts as in effect.
 _SOON: Final = timedelta(milliseconds=ACTIVATION_LEAD_MS + 1_000)
 _BOOK_FILE: Final = click.Path(path_type=Path)
-_BOOKS: Final = "/admin/price-books"
 
 replaces_option = click.option(
     "--replaces",
@@ -70,7 +61,7 @@ def lint(file: Path, as_json: bool) -> None:
 )
 @json_option
 @admin_command
-def upload(client: Client, file: Path, dry_run: bool, as_json: bool) -> None:
+def upload(client: AdminClient, file: Path, dry_run: bool, as_json: bool) -> None:
     """Upload a price book as a new version. It holds only once it is activated.
 
     The gateway also warns of prices far from those in effect, and of models called in the last
@@ -81,10 +72,10 @@ def upload(client: Client, file: Path, dry_run: bool, as_json: bool) -> None:
     if any(problem.level == "error" for problem in problems):
         _print_linted(file, problems, as_json=as_json)
     if dry_run:
-        found = client.post_toml(f"{_BOOKS}/lint", LintView, text)
+        found = client.lint_price_book(text)
         _print_linted(file, _problems(found.problems), as_json=as_json)
         return
-    done = client.post_toml(_BOOKS, UploadView, text)
+    done = client.upload_price_book(text)
     if as_json:
         print_json(done)
         return
@@ -99,7 +90,7 @@ def upload(client: Client, file: Path, dry_run: bool, as_json: bool) -> None:
 @click.argument("against", type=click.IntRange(1), required=False, metavar="[VERSION]")
 @json_option
 @admin_command
-def diff(client: Client, book: str, against: int | None, as_json: bool) -> None:
+def diff(client: AdminClient, book: str, against: int | None, as_json: bool) -> None:
     """Show what a file or a version changes against another version, or the one in effect."""
     if book.isascii() and book.isdigit():
         found = _diff_versions(client, int(book), against)
@@ -118,22 +109,23 @@ def diff(client: Client, book: str, against: int | None, as_json: bool) -> None:
 @json_option
 @admin_command
 def activate(
-    client: Client, version: int, at: str | None, replaces: int | None, as_json: bool
+    client: AdminClient, version: int, at: str | None, replaces: int | None, as_json: bool
 ) -> None:
     """Let a version hold from now or from a later moment on; shows what that changes.
 
     It is refused if meanwhile somebody else activates another version.
     """
     now = clock.now_ms()
-    book = client.get(f"{_BOOKS}/{version}", BookDetailView)
+    book = client.price_book(version)
     asked = parse_when(at, now) if at else None
     begin = max(each for each in (moment(now) + _SOON, asked, book.planned_from) if each)
     held, follower = _around(client, begin)
     if held not in (None, version) and not as_json:
         changes = _diff_versions(client, version, held)
         click.echo(f"against version {held}: {summary(changes)}")
-    body = {"at": asked, "replaces": replaces or held, "followed_by": follower}
-    done = client.post(f"{_BOOKS}/{version}/activate", ActivationView, body)
+    done = client.activate_price_book(
+        version, at=asked, replaces=replaces or held, followed_by=follower
+    )
     _print_activation(done, as_json=as_json)
 
 
@@ -141,11 +133,10 @@ def activate(
 @replaces_option
 @json_option
 @admin_command
-def rollback(client: Client, replaces: int | None, as_json: bool) -> None:
+def rollback(client: AdminClient, replaces: int | None, as_json: bool) -> None:
     """Go back to the version that held before the present one; again: one step further back."""
     held, follower = _around(client, moment(clock.now_ms()) + _SOON)
-    body = {"replaces": replaces or held, "followed_by": follower}
-    done = client.post(f"{_BOOKS}/rollback", ActivationView, body)
+    done = client.roll_back_price_book(replaces=replaces or held, followed_by=follower)
     _print_activation(done, as_json=as_json)
 
 
@@ -154,9 +145,9 @@ def rollback(client: Client, replaces: int | None, as_json: bool) -> None:
 @click.option("--page-size", type=click.IntRange(1, 100), default=20, show_default=True)
 @json_option
 @admin_command
-def list_books(client: Client, page: int, page_size: int, as_json: bool) -> None:
+def list_books(client: AdminClient, page: int, page_size: int, as_json: bool) -> None:
     """List the versions: which holds, and which are to hold when."""
-    found = client.get(_BOOKS, BookList, page=page, page_size=page_size)
+    found = client.price_books(page=page, page_size=page_size)
     if as_json:
         print_json(found)
         return
@@ -190,9 +181,9 @@ def list_books(client: Client, page: int, page_size: int, as_json: bool) -> None
 )
 @click.option("--output", "-o", type=_BOOK_FILE, metavar="FILE", help="Default: standard output.")
 @admin_command
-def export(client: Client, version: int | None, form: str, output: Path | None) -> None:
+def export(client: AdminClient, version: int | None, form: str, output: Path | None) -> None:
     """Write a version, or the one in effect, as TOML or CSV."""
-    text = _text(client, version if version is not None else _current(client))
+    text = client.price_book_text(_current(client) if version is None else version)
     if form == "toml":
         text = dump_book(_parsed(text))
     elif form == "csv":
@@ -215,17 +206,10 @@ def export(client: Client, version: int | None, form: str, output: Path | None) 
 @json_option
 @admin_command
 def explain(
-    client: Client, scene: str, provider: str, model: str, version: int | None, as_json: bool
+    client: AdminClient, scene: str, provider: str, model: str, version: int | None, as_json: bool
 ) -> None:
     """Show which rule prices a call, and why the others do not. Exit status 1 if none does."""
-    found = client.get(
-        f"{_BOOKS}/explain",
-        ExplainView,
-        scene=scene,
-        provider=provider,
-        model=model,
-        version=version,
-    )
+    found = client.explain_price(scene=scene, provider=provider, model=model, version=version or 0)
     if as_json:
         print_json(found)
     else:
@@ -237,9 +221,9 @@ def explain(
 # -- asking ------------------------------------------------------------------------------------
 
 
-def _around(client: Client, begin: Time) -> tuple[int | None, int | None]:
+def _around(client: AdminClient, begin: Time) -> tuple[int | None, int | None]:
     """The version that holds at a moment as things stand, and the next that follows."""
-    found = client.get(_BOOKS, BookList, page_size=1)
+    found = client.price_books(page_size=1)
     held = found.current
     for each in found.scheduled:
         if each.effective_from > begin:
@@ -248,29 +232,25 @@ def _around(client: Client, begin: Time) -> tuple[int | None, int | None]:
     return held, None
 
 
-def _current(client: Client) -> int:
-    current = client.get(_BOOKS, BookList, page_size=1).current
+def _current(client: AdminClient) -> int:
+    current = client.price_books(page_size=1).current
     if current is None:
         raise CommandError("no price book is in effect: name a version", REFUSED)
     return current
 
 
-def _text(client: Client, version: int) -> str:
-    return client.get_text(f"{_BOOKS}/{version}/text")
+def _diff_versions(client: AdminClient, version: int, against: int | None) -> DiffView:
+    return client.diff_price_book(version, against=against or 0)
 
 
-def _diff_versions(client: Client, version: int, against: int | None) -> DiffView:
-    return client.get(f"{_BOOKS}/{version}/diff", DiffView, against=against)
-
-
-def _diff_file(client: Client, file: Path, against: int | None) -> DiffView:
+def _diff_file(client: AdminClient, file: Path, against: int | None) -> DiffView:
     try:
         after = parse_book(_read(file))
     except BookError as error:
         lines = "\n".join(problem.in_file(str(file)) for problem in error.problems)
         raise CommandError(f"{file} would be refused\n{lines}", REFUSED) from error
     against = _current(client) if against is None else against
-    return diff_view(compare(_parsed(_text(client, against)), after), None, against)
+    return diff_view(compare(_parsed(client.price_book_text(against)), after), None, against)
 
 
 def _parsed(text: str) -> Book:

@@ -4,10 +4,10 @@ from decimal import Decimal
 
 import rich_click as click
 
-from llm_gateway.api.views.products import AdminProductList, AdminProductView
-from llm_gateway.cli.client import Client, admin_command, json_option, segment
+from llm_gateway.api.views.products import AdminProductView
+from llm_gateway.cli.client import admin_command, json_option
 from llm_gateway.cli.failure import CommandError
-from llm_gateway.cli.operations import paged
+from llm_gateway.cli.operations import given_or_unset, paged
 from llm_gateway.cli.output import (
     Credits,
     micro_credits,
@@ -16,6 +16,8 @@ from llm_gateway.cli.output import (
     print_rest,
     print_table,
 )
+from llm_gateway.client import UNSET, AdminClient
+from llm_gateway.client.admin.shop import Active
 
 
 @click.group()
@@ -29,12 +31,10 @@ def products() -> None:
 @json_option
 @admin_command
 def list_products(
-    client: Client, status: str | None, page: int, page_size: int, as_json: bool
+    client: AdminClient, status: Active | None, page: int, page_size: int, as_json: bool
 ) -> None:
     """List products in the order of the store."""
-    found = client.get(
-        "/admin/products", AdminProductList, status=status, page=page, page_size=page_size
-    )
+    found = client.products(status=status, page=page, page_size=page_size)
     if as_json:
         print_json(found)
         return
@@ -68,7 +68,7 @@ def list_products(
 @json_option
 @admin_command
 def create(
-    client: Client,
+    client: AdminClient,
     sku: str,
     name: str,
     credits_: str,
@@ -82,19 +82,19 @@ def create(
     as_json: bool,
 ) -> None:
     """Make a product."""
-    body = {
-        "sku": sku,
-        "name": name,
-        "credit_amount_micro_credits": micro_credits(credits_),
-        "price_cent": cents(price),
-        "currency": currency,
-        "original_price_cent": cents(original_price) if original_price else 0,
-        "description": description,
-        "badge": badge,
-        "sort_order": sort_order,
-        "status": "inactive" if inactive else "active",
-    }
-    _print(client.post("/admin/products", AdminProductView, body), as_json=as_json)
+    made = client.create_product(
+        sku,
+        name=name,
+        credit_amount_micro_credits=micro_credits(credits_),
+        price_cent=cents(price),
+        currency=currency,
+        original_price_cent=cents(original_price) if original_price else 0,
+        description=description,
+        badge=badge,
+        sort_order=sort_order,
+        status="inactive" if inactive else "active",
+    )
+    _print(made, as_json=as_json)
 
 
 @products.command("update")
@@ -112,26 +112,38 @@ def create(
 @json_option
 @admin_command
 def update_product(
-    client: Client,
+    client: AdminClient,
     product_id: str,
+    sku: str | None,
+    name: str | None,
     credits_: str | None,
     price: str | None,
+    currency: str | None,
     original_price: str | None,
+    description: str | None,
+    badge: str | None,
+    sort_order: int | None,
+    status: Active | None,
     as_json: bool,
-    **others: str | int | None,
 ) -> None:
     """Change a product; what is not given stays. Orders keep what they say."""
-    body: dict[str, object] = {name: value for name, value in others.items() if value is not None}
-    if credits_ is not None:
-        body["credit_amount_micro_credits"] = micro_credits(credits_)
-    if price is not None:
-        body["price_cent"] = cents(price)
-    if original_price is not None:
-        body["original_price_cent"] = cents(original_price)
-    if not body:
+    words = (sku, name, currency, description, badge, sort_order, status)
+    if all(each is None for each in (*words, credits_, price, original_price)):
         raise CommandError("nothing to change: give an option, see --help")
-    path = f"/admin/products/{segment(product_id)}"
-    _print(client.patch(path, AdminProductView, body), as_json=as_json)
+    changed = client.update_product(
+        product_id,
+        sku=given_or_unset(sku),
+        name=given_or_unset(name),
+        credit_amount_micro_credits=UNSET if credits_ is None else micro_credits(credits_),
+        price_cent=UNSET if price is None else cents(price),
+        currency=given_or_unset(currency),
+        original_price_cent=UNSET if original_price is None else cents(original_price),
+        description=given_or_unset(description),
+        badge=given_or_unset(badge),
+        sort_order=given_or_unset(sort_order),
+        status=given_or_unset(status),
+    )
+    _print(changed, as_json=as_json)
 
 
 def cents(text: str) -> int:

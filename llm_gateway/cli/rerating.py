@@ -3,7 +3,8 @@
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Final
 
@@ -17,15 +18,15 @@ from llm_gateway.api.views.rerating import (
     RerateGroupView,
     RerateSumsView,
     ResultLine,
-    RunList,
     RunStartedView,
     RunView,
     SimulationView,
 )
-from llm_gateway.cli.client import Client, admin_command, json_option, segment
+from llm_gateway.cli.client import admin_command, json_option
 from llm_gateway.cli.failure import REFUSED, CommandError
 from llm_gateway.cli.keys import parse_when
 from llm_gateway.cli.output import Credits, print_facts, print_json, print_rest, print_table
+from llm_gateway.client import AdminClient
 
 POLL_SECONDS: Final = 0.5  # between two looks at a run that is under way
 
@@ -49,25 +50,25 @@ class _Line(msgspec.Struct, frozen=True):
 @json_option
 @admin_command
 def simulate(
-    client: Client, book: str, days: int | None, from_: str | None, to: str | None, as_json: bool
+    client: AdminClient,
+    book: str,
+    days: int | None,
+    from_: str | None,
+    to: str | None,
+    as_json: bool,
 ) -> None:
     """Tell what the calls of the last days would have cost by a book.
 
     A version of the gateway, or a file, which is not stored. Exit status 1 if no rule matches some
     of the calls.
     """
-    query = {"days": days, "from": _time(from_), "to": _time(to)}
+    since, until = _time(from_), _time(to)
     if book.isascii() and book.isdigit():
-        lines = client.lines("GET", f"/admin/price-books/{book}/simulate.ndjson", query)
+        asked = client.simulate_price_book_lines(int(book), days=days, from_=since, to=until)
     else:
-        lines = client.lines(
-            "POST",
-            "/admin/price-books/simulate.ndjson",
-            query,
-            content=_file(Path(book)),
-            content_type="application/toml",
-        )
-    found = _result(lines, as_json=as_json)
+        toml = _file(Path(book))
+        asked = client.simulate_toml_lines(toml, days=days, from_=since, to=until)
+    found = _result(asked, as_json=as_json)
     if as_json:
         print_json(found)
     else:
@@ -88,7 +89,7 @@ def simulate(
 @json_option
 @admin_command
 def rerate(
-    client: Client,
+    client: AdminClient,
     version: int,
     from_: str,
     to: str,
@@ -102,13 +103,12 @@ def rerate(
     Without --post it shows what would change. What is posted can be taken back by another run, by
     the version that held then.
     """
-    period = {"book": version, "from": _time(from_), "to": _time(to)}
+    since, until = parse_when(from_, clock.now_ms()), parse_when(to, clock.now_ms())
     if not post:
         if reason or run_id:
             raise CommandError("--reason and --run-id are for --post")
-        content = msgspec.json.encode(period)
-        lines = client.lines("POST", "/admin/rerating/preview.ndjson", {}, content=content)
-        found = _result(lines, as_json=as_json)
+        asked = client.preview_rerating_lines(version, from_=since, to=until)
+        found = _result(asked, as_json=as_json)
         if as_json:
             print_json(found)
             return
@@ -117,7 +117,9 @@ def rerate(
         return
     if not reason:
         raise CommandError("--post needs --reason: it stands in every entry")
-    begun = client.post("/admin/rerating", RunStartedView, {**period, "reason": reason}, key=run_id)
+    begun = client.start_rerating(
+        version, from_=since, to=until, reason=reason, idempotency_key=run_id
+    )
     run = _follow(client, begun.run, as_json=as_json)
     if as_json:
         print_json(RunStartedView(repeated=begun.repeated, run=run))
@@ -131,16 +133,18 @@ def rerate(
 @click.option("--page-size", type=click.IntRange(1, 100), default=20, show_default=True)
 @json_option
 @admin_command
-def reratings(client: Client, run_id: str | None, page: int, page_size: int, as_json: bool) -> None:
+def reratings(
+    client: AdminClient, run_id: str | None, page: int, page_size: int, as_json: bool
+) -> None:
     """List the runs of re-rating, or show one."""
     if run_id:
-        run = client.get(f"/admin/rerating/{segment(run_id)}", RunView)
+        run = client.rerating(run_id)
         if as_json:
             print_json(run)
         else:
             _print_run(run)
         return
-    found = client.get("/admin/rerating", RunList, page=page, page_size=page_size)
+    found = client.reratings(page=page, page_size=page_size)
     if as_json:
         print_json(found)
         return
@@ -166,9 +170,9 @@ def reratings(client: Client, run_id: str | None, page: int, page_size: int, as_
 COMMANDS: Final = (simulate, rerate, reratings)
 
 
-def _result(lines: Iterator[bytes], *, as_json: bool) -> SimulationView:
-    with _bar(shown=not as_json) as show:
-        for line in lines:
+def _result(asked: AbstractContextManager[Iterator[bytes]], *, as_json: bool) -> SimulationView:
+    with asked as pieces, _bar(shown=not as_json) as show:
+        for line in _lines(pieces):
             read = msgspec.json.decode(line, type=_Line)
             if bytes(read.progress):
                 show(msgspec.json.decode(line, type=ProgressLine).progress.percent)
@@ -180,13 +184,20 @@ def _result(lines: Iterator[bytes], *, as_json: bool) -> SimulationView:
     raise CommandError("the answer broke off: ask again", REFUSED)
 
 
-def _follow(client: Client, run: RunView, *, as_json: bool) -> RunView:
+def _lines(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    rest = b""
+    for piece in pieces:
+        *lines, rest = (rest + piece).split(b"\n")
+        yield from lines
+
+
+def _follow(client: AdminClient, run: RunView, *, as_json: bool) -> RunView:
     """Wait for the end of a run. Whoever breaks this off stops no run."""
     with _bar(shown=not as_json) as show:
         while run.state != "done":
             show(run.percent)
             time.sleep(POLL_SECONDS)
-            run = client.get(f"/admin/rerating/{segment(run.run_id)}", RunView)
+            run = client.rerating(run.run_id)
         show(100)
     return run
 
@@ -300,8 +311,8 @@ def _print_run(run: RunView) -> None:
         click.echo(f"  {cause.calls} calls keep their charge: {cause.meaning}")
 
 
-def _time(text: str | None) -> str | None:
-    return None if text is None else parse_when(text, clock.now_ms()).isoformat()
+def _time(text: str | None) -> datetime | None:
+    return None if text is None else parse_when(text, clock.now_ms())
 
 
 def _file(path: Path) -> bytes:

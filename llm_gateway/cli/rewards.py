@@ -2,15 +2,10 @@
 
 import rich_click as click
 
-from llm_gateway.api.views.rewards import (
-    RewardDoneView,
-    RewardList,
-    RewardRuleList,
-    RewardRuleView,
-)
-from llm_gateway.cli.client import Client, admin_command, json_option, segment
+from llm_gateway.api.views.rewards import RewardRuleView
+from llm_gateway.cli.client import admin_command, json_option
 from llm_gateway.cli.failure import CommandError
-from llm_gateway.cli.operations import paged
+from llm_gateway.cli.operations import given_or_unset, paged
 from llm_gateway.cli.output import (
     Credits,
     micro_credits,
@@ -19,6 +14,8 @@ from llm_gateway.cli.output import (
     print_rest,
     print_table,
 )
+from llm_gateway.client import UNSET, AdminClient
+from llm_gateway.client.admin.shop import Active
 
 
 @click.group()
@@ -35,7 +32,7 @@ def rewards() -> None:
 @json_option
 @admin_command
 def pay(
-    client: Client,
+    client: AdminClient,
     source: str,
     account: str,
     reference: str | None,
@@ -44,11 +41,9 @@ def pay(
     as_json: bool,
 ) -> None:
     """Reward ACCOUNT by the rule of SOURCE, such as `pay forum_like ada --post p1 --by bob`."""
-    sent = {"source_ref_id": reference, "post": post, "acting_user": acting_user}
-    body = {"source": source, "account": account} | {
-        name: value for name, value in sent.items() if value is not None
-    }
-    done = client.post("/admin/rewards", RewardDoneView, body)
+    done = client.pay_reward(
+        source, account=account, source_ref_id=reference, post=post, acting_user=acting_user
+    )
     if as_json:
         print_json(done)
     elif done.cap is not None:
@@ -66,7 +61,7 @@ def pay(
 @json_option
 @admin_command
 def list_rewards(
-    client: Client,
+    client: AdminClient,
     account: str | None,
     source: str | None,
     day: int | None,
@@ -75,14 +70,8 @@ def list_rewards(
     as_json: bool,
 ) -> None:
     """List rewards, newest first."""
-    found = client.get(
-        "/admin/rewards",
-        RewardList,
-        account=account,
-        source=source,
-        day=day,
-        page=page,
-        page_size=page_size,
+    found = client.rewards(
+        account=account or "", source=source or "", day=day, page=page, page_size=page_size
     )
     if as_json:
         print_json(found)
@@ -108,11 +97,11 @@ def list_rewards(
 @paged
 @json_option
 @admin_command
-def rules(client: Client, source: str | None, page: int, page_size: int, as_json: bool) -> None:
+def rules(
+    client: AdminClient, source: str | None, page: int, page_size: int, as_json: bool
+) -> None:
     """List rules."""
-    found = client.get(
-        "/admin/reward-rules", RewardRuleList, source=source, page=page, page_size=page_size
-    )
+    found = client.reward_rules(source=source or "", page=page, page_size=page_size)
     if as_json:
         print_json(found)
         return
@@ -142,7 +131,7 @@ def rules(client: Client, source: str | None, page: int, page_size: int, as_json
 @json_option
 @admin_command
 def create_rule(
-    client: Client,
+    client: AdminClient,
     source: str,
     credits_: str,
     name: str,
@@ -152,15 +141,15 @@ def create_rule(
     as_json: bool,
 ) -> None:
     """Make a rule: SOURCE is rewarded with CREDITS."""
-    body = {
-        "source": source,
-        "name": name,
-        "amount_micro_credits": micro_credits(credits_),
-        "description": description,
-        "cap_per_user_day": cap,
-        "cap_micro_credits_per_user_day": micro_credits(cap_credits) if cap_credits else None,
-    }
-    _print(client.post("/admin/reward-rules", RewardRuleView, body), as_json=as_json)
+    made = client.create_reward_rule(
+        source,
+        name=name,
+        amount_micro_credits=micro_credits(credits_),
+        description=description,
+        cap_per_user_day=cap,
+        cap_micro_credits_per_user_day=micro_credits(cap_credits) if cap_credits else None,
+    )
+    _print(made, as_json=as_json)
 
 
 @rewards.command("update-rule")
@@ -173,31 +162,28 @@ def create_rule(
 @json_option
 @admin_command
 def update_rule(
-    client: Client,
+    client: AdminClient,
     rule: str,
     credits_: str | None,
     name: str | None,
-    status: str | None,
+    status: Active | None,
     cap: int | None,
     cap_credits: str | None,
     as_json: bool,
 ) -> None:
     """Change a rule; what is not given stays."""
-    body: dict[str, object] = {}
-    if credits_ is not None:
-        body["amount_micro_credits"] = micro_credits(credits_)
-    if name is not None:
-        body["name"] = name
-    if status is not None:
-        body["status"] = status
-    if cap is not None:
-        body["cap_per_user_day"] = cap or None
-    if cap_credits is not None:
-        body["cap_micro_credits_per_user_day"] = micro_credits(cap_credits) or None
-    if not body:
+    if all(each is None for each in (credits_, name, status, cap, cap_credits)):
         raise CommandError("nothing to change: give an option, see --help")
-    path = f"/admin/reward-rules/{segment(rule)}"
-    _print(client.patch(path, RewardRuleView, body), as_json=as_json)
+    credit_cap = UNSET if cap_credits is None else micro_credits(cap_credits) or None
+    changed = client.update_reward_rule(
+        rule,
+        amount_micro_credits=UNSET if credits_ is None else micro_credits(credits_),
+        name=given_or_unset(name),
+        status=given_or_unset(status),
+        cap_per_user_day=UNSET if cap is None else cap or None,
+        cap_micro_credits_per_user_day=credit_cap,
+    )
+    _print(changed, as_json=as_json)
 
 
 def _print(rule: RewardRuleView, *, as_json: bool) -> None:

@@ -2,18 +2,17 @@
 
 import rich_click as click
 
-from llm_gateway.api.views.accounts import BalanceView
-from llm_gateway.api.views.transactions import TransactionList
-from llm_gateway.cli.client import Client, json_option, user_command
+from llm_gateway.cli.client import json_option, user_command
 from llm_gateway.cli.output import Credits, print_facts, print_json, print_rest, print_table
+from llm_gateway.client import GatewayClient
 
 
 @click.command()
 @json_option
 @user_command
-def balance(client: Client, as_json: bool) -> None:
+def balance(client: GatewayClient, as_json: bool) -> None:
     """Show what an account has."""
-    found = client.get("/credit-store/balance", BalanceView)
+    found = client.balance()
     if as_json:
         print_json(found)
         return
@@ -33,11 +32,9 @@ def balance(client: Client, as_json: bool) -> None:
 @click.option("--page-size", type=click.IntRange(1, 100), default=20, show_default=True)
 @json_option
 @user_command
-def transactions(client: Client, page: int, page_size: int, as_json: bool) -> None:
+def transactions(client: GatewayClient, page: int, page_size: int, as_json: bool) -> None:
     """List what came into an account and what went out, newest first."""
-    found = client.get(
-        "/credit-store/transactions", TransactionList, page=page, page_size=page_size
-    )
+    found = client.transactions(page=page, page_size=page_size)
     if as_json:
         print_json(found)
         return

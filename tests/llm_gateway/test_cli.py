@@ -262,10 +262,10 @@ CHARGE = {
     "event_id": EVENT_ID, "account": "a", "key_id": "k", "app": "", "scene": "chat",
     "provider": "p", "model_requested": "m", "model_sent": "m", "run_id": "",
     "client_request_id": "", "book": 4, "rule_id": "the-rule", "settlement": "settled",
-    "amount_micro_credits": 1234, "ceiling_micro_credits": 9, "quality": "exact",
-    "usage_source": "provider", "revision": 2, "reason": "", "usage": None, "pricing": None,
-    "hold": None, "entries": [], "started_at": "2026-01-01T00:00:00Z", "finished_at": None,
-    "source": "db",
+    "amount_micro_credits": 1234, "ceiling_micro_credits": 9, "provider_cost": None,
+    "quality": "exact", "usage_source": "provider", "revision": 2, "reason": "", "usage": None,
+    "pricing": None, "hold": None, "entries": [], "started_at": "2026-01-01T00:00:00Z",
+    "finished_at": None, "source": "db",
 }  # fmt: skip
 BALANCE = {
     "account": "a", "balance_micro_credits": 998_766, "held_micro_credits": 0,
