@@ -89,6 +89,7 @@ class Kill(NamedTuple):
     """A gateway that was killed."""
 
     at: float  # seconds since the epoch, as are the other moments here
+    gone_at: float
     port: int
     pid: int
 
@@ -130,8 +131,9 @@ class Faults:
         async with self._machines.lock(f"gateway {number}"):
             if kill and self._may_destroy(EVIDENCE_SECONDS[0]):
                 self.counts["kill -9 of a gateway"] += 1
-                self.kills.append(Kill(time.time(), gateway.port, gateway.pid))
+                at, pid = time.time(), gateway.pid
                 await asyncio.to_thread(gateway.kill9)
+                self.kills.append(Kill(at, time.time(), gateway.port, pid))
                 await asyncio.sleep(away)
                 await start(gateway)
             else:
@@ -204,9 +206,10 @@ class Faults:
         ended = outcome.began + outcome.seconds
         return any(
             kill.port == outcome.port
-            and outcome.began <= kill.at <= ended + 1
+            and outcome.began <= kill.gone_at
+            and kill.at <= ended + 1
             and any(
-                kill.at - before <= lost <= seen_dead.get(kill.pid, kill.at) + after
+                kill.at - before <= lost <= seen_dead.get(kill.pid, kill.gone_at) + after
                 for lost in self.losses
             )
             for kill in self.kills

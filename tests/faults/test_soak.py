@@ -93,7 +93,7 @@ def test_a_double_fault_is_a_kill_and_a_loss_before_the_death_is_seen(
     began: float, lost_at: float, port: int, forgiven: bool
 ) -> None:
     faults = Faults(Machines(None, None, [], []), seed=1)  # type: ignore[arg-type]
-    faults.kills.append(Kill(100.0, 1, pid=7))
+    faults.kills.append(Kill(100.0, 100.2, 1, pid=7))
     faults.losses.append(lost_at)
     outcome = Outcome(PLAN, "user-1", status=200, content=True, port=port, began=began, seconds=2)
     assert faults.lost_twice(outcome, {7: 120.0}) == forgiven
