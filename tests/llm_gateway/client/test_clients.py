@@ -25,6 +25,7 @@ from llm_gateway.client import (
     NotAllowedError,
     NotFoundError,
     OrderStatus,
+    PriceBookConflictError,
     PriceBookRefusedError,
     Role,
     RoleNotAllowedError,
@@ -205,7 +206,11 @@ def test_price_book_from_text_to_effect(admin: AdminClient) -> None:
     assert admin.price_book_text(version) == OTHER_BOOK
     assert admin.price_book(version).current is False
     assert [book.version for book in admin.price_books.iterate(page_size=1)] == [version, 1]
-    assert admin.activate_price_book(version).version == version
+    assert admin.diff_price_book(version).against == 1
+    with pytest.raises(PriceBookConflictError) as refused:
+        admin.activate_price_book(version, replaces=version + 1)
+    assert refused.value.details["replaces"] == 1
+    assert admin.activate_price_book(version, replaces=1).version == version
     explained = admin.explain_price(scene="chat", provider="echo", model="mini", version=1)
     assert explained.book == 1
 
@@ -249,6 +254,21 @@ def test_finance_and_operations_answer(admin: AdminClient) -> None:
     assert admin.rebuild_guard(reason="to see").accounts == 0
     with pytest.raises(NotFoundError):
         admin.replay_quarantined(1, reason="x")
+
+
+def test_simulation_is_told_whole_or_line_by_line(admin: AdminClient) -> None:
+    now = datetime.now(UTC)
+    found = admin.simulate_price_book(1, days=1)
+    assert (found.book, found.totals.calls) == (1, 0)
+    with admin.simulate_toml_lines(OTHER_BOOK, from_=now - timedelta(days=1), to=now) as pieces:
+        lines = b"".join(pieces).splitlines()
+    assert b'"result"' in lines[-1]
+    begun = admin.start_rerating(
+        1, from_=now - timedelta(days=2), to=now, reason="to see", idempotency_key="run-1"
+    )
+    assert (begun.repeated, begun.run.run_id) == (False, "run-1")
+    assert [run.run_id for run in admin.reratings.iterate()] == ["run-1"]
+    assert admin.rerating("run-1").reason == "to see"
 
 
 def test_rewards_are_paid_once(admin: AdminClient) -> None:
