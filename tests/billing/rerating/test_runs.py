@@ -24,6 +24,7 @@ from billing.rerating.runs import (
     Run,
     RunConflictError,
     RunInProgressError,
+    Runs,
     UnknownRunError,
 )
 from billing.settlement.election import Election
@@ -603,6 +604,34 @@ async def test_two_processes_at_one_run_post_everything_once(place: Place) -> No
         }
         account = await shop.account()
         assert (account.balance, account.held) == (10_000 - 12 * 45, 0)
+
+
+class Overtaken(DatabaseHoldStore):
+    """When it lets go for the first time, another process has done the whole run meanwhile."""
+
+    def __init__(self, shop: Shop) -> None:
+        super().__init__(shop.hot)
+        self._shop = shop
+        self._other: Runs | None = shop.rerating
+
+    async def release(self, account: str, hold_id: str) -> None:
+        other, self._other = self._other, None
+        if other is not None:
+            await other.finish("r1")
+        await super().release(account, hold_id)
+
+
+async def test_who_is_overtaken_counts_nothing_twice(shop: Shop) -> None:
+    """Seven calls on three pages; the slower one has posted the first page, and then sees that all is done."""
+    await shop.give(1_000)
+    await calls(shop, 7)
+    shop.now = WINDOW.to_at
+    await shop.rerating.start(run_asked(DEARER_BOOK, "r1"), actor=ADMIN)
+    done = await shop.rerating_with(Overtaken(shop)).finish("r1")
+    assert done == await shop.rerating.get("r1")
+    assert (done.state, done.calls, done.entries, done.taken) == ("done", 7, 7, 70)
+    account = await shop.account()
+    assert (account.balance, account.held) == (1_000 - 7 * 45, 0)
 
 
 async def test_one_process_has_the_duty(postgres_url: str) -> None:
