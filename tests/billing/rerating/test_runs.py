@@ -607,7 +607,7 @@ async def test_two_processes_at_one_run_post_everything_once(place: Place) -> No
 
 
 class Overtaken(DatabaseHoldStore):
-    """When it lets go for the first time, another process has done the whole run meanwhile."""
+    """When it lets go for the first time, another has done the whole run, and the next one has begun."""
 
     def __init__(self, shop: Shop) -> None:
         super().__init__(shop.hot)
@@ -618,6 +618,7 @@ class Overtaken(DatabaseHoldStore):
         other, self._other = self._other, None
         if other is not None:
             await other.finish("r1")
+            await other.start(run_asked(OLD_BOOK, "r2"), actor=ADMIN)
         await super().release(account, hold_id)
 
 
@@ -632,6 +633,8 @@ async def test_who_is_overtaken_counts_nothing_twice(shop: Shop) -> None:
     assert (done.state, done.calls, done.entries, done.taken) == ("done", 7, 7, 70)
     account = await shop.account()
     assert (account.balance, account.held) == (1_000 - 7 * 45, 0)
+    assert (await shop.rerating.get("r2")).calls == 0  # nor does it do anything for the next one
+    await shop.rerating.carry_on()
 
 
 async def test_one_process_has_the_duty(postgres_url: str) -> None:
