@@ -103,6 +103,7 @@ def _sound(
     ask()
 
 
+@pytest.mark.timeout(600)
 def test_nothing_is_answered_that_the_document_does_not_say(server: AdminServer) -> None:
     document = _ask(server, "/schema/openapi.json", ADMIN_TOKEN)
     schema = schemathesis.openapi.from_dict(document)
