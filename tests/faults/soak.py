@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +41,7 @@ PAUSE_SECONDS: Final = (0.7, 3.5)  # between two faults
 # fault that is the operator's: now and then it is made, else one is given the time to end.
 EVIDENCE_SECONDS: Final = (DEAD_SECONDS + 4, 5.0)  # after a kill; after a loss of Redis
 DOUBLE_FAULTS: Final = 0.15
-# Redis lost: so long before the kill, or so long after the death was seen, the holds were in no place.
+# Redis lost: so long before it last spoke, or so long after its death was seen, the holds were nowhere.
 LOST_WITHIN_SECONDS: Final = (6.0, 5.0)
 HOT_CREDIT: Final = 1_000_000_000_000
 THIN_CREDIT: Final = 12_000  # one call at once, or two
@@ -92,6 +92,13 @@ class Kill(NamedTuple):
     gone_at: float
     port: int
     pid: int
+
+
+class Silence(NamedTuple):
+    """From a process's last heartbeat until it was declared dead."""
+
+    since: float
+    until: float
 
 
 class Faults:
@@ -197,23 +204,26 @@ class Faults:
         self._evidence_at = now + seconds
         return True
 
-    def lost_twice(self, outcome: Outcome, seen_dead: Mapping[int, float]) -> bool:
-        """Whether a call's gateway was killed under it, and Redis lost before a sweeper came to it.
+    def lost_twice(self, outcome: Outcome, silences: Mapping[int, Silence]) -> bool:
+        """Whether a call's gateway was killed under it, and Redis lost while its holds were nowhere else.
 
-        `seen_dead`: when, by the pid of the process. Workers are killed too: it may take long.
+        `silences` by the pid of the process. It may have been frozen before it was killed, and
+        workers are killed too: it may take long until one sees it dead.
         """
-        before, after = LOST_WITHIN_SECONDS
         ended = outcome.began + outcome.seconds
         return any(
             kill.port == outcome.port
             and outcome.began <= kill.gone_at
             and kill.at <= ended + 1
-            and any(
-                kill.at - before <= lost <= seen_dead.get(kill.pid, kill.gone_at) + after
-                for lost in self.losses
-            )
+            and any(self._lost(kill, silences.get(kill.pid)))
             for kill in self.kills
         )
+
+    def _lost(self, kill: Kill, silence: Silence | None) -> Iterator[bool]:
+        before, after = LOST_WITHIN_SECONDS
+        since, until = silence or Silence(kill.at, kill.gone_at)
+        for lost in self.losses:
+            yield min(kill.at, since) - before <= lost <= max(kill.gone_at, until) + after
 
     def _away(self) -> float:
         """Seconds: as often shorter than what makes a process dead as longer."""
@@ -295,30 +305,31 @@ async def _torment(
     ended_at = time.monotonic()
     await quiet(url, machines, settings.call_seconds_max)
     settled_at = time.monotonic()
-    seen_dead = await deaths(url)
+    silences = await silences_of(url)
     findings = await audit(
         url,
         load,
         provider.served,
         call_seconds_max=settings.call_seconds_max,
         holds_in_redis=settings.redis,
-        lost_twice=lambda outcome: faults.lost_twice(outcome, seen_dead),
+        lost_twice=lambda outcome: faults.lost_twice(outcome, silences),
     )
     await check_machines(findings, machines)
     findings.violations += [f"the provider failed: {error}" for error in provider.errors]
     return Report(settings, findings, faults.counts, ended_at - told_at, settled_at - ended_at)
 
 
-async def deaths(url: str) -> dict[int, float]:
-    """When each process was declared dead, by its pid; seconds since the epoch."""
+async def silences_of(url: str) -> dict[int, Silence]:
+    """Of each process that was declared dead, the last one, by its pid."""
     connection = await asyncpg.connect(pg_dsn(url))
     try:
         rows = await connection.fetch(
-            "SELECT pid, max(ended_at) FROM processes WHERE ended_at IS NOT NULL GROUP BY pid"
+            "SELECT pid, max(heartbeat_at), max(ended_at) FROM processes"
+            " WHERE ended_at IS NOT NULL GROUP BY pid"
         )
     finally:
         await connection.close()
-    return {row[0]: row[1] / 1000 for row in rows}
+    return {pid: Silence(since / 1000, until / 1000) for pid, since, until in rows}
 
 
 def main() -> int:
