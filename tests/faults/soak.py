@@ -179,7 +179,15 @@ class Faults:
         assert redis is not None
         flush, seconds = self._chance.random() < 0.5, self._chance.uniform(0, 1.5)
         async with self._machines.lock("redis"):
-            if not self._may_destroy(EVIDENCE_SECONDS[1]):
+            # Who is frozen or gone tells Redis nothing, and nobody estimates while workers are.
+            others = (
+                lock
+                for name, lock in self._machines.locks.items()
+                if name not in ("redis", "database")
+            )
+            if not self._may_destroy(
+                EVIDENCE_SECONDS[1], busy=any(each.locked() for each in others)
+            ):
                 return
             self.losses.append(time.time())
             if flush:
@@ -191,15 +199,18 @@ class Faults:
                 await asyncio.sleep(seconds)
                 await asyncio.to_thread(redis.start)
 
-    def _may_destroy(self, seconds: float) -> bool:
-        """Whether no other fault's evidence is in one place only, as it is for `seconds` after this."""
+    def _may_destroy(self, seconds: float, *, busy: bool = False) -> bool:
+        """Whether no other fault's evidence is in one place only, as it is for `seconds` after this.
+
+        `busy`: another fault is under way. Now and then it is done all the same.
+        """
         if self._machines.redis is None:
             return True
         if self._chance.random() < DOUBLE_FAULTS:
             self.counts["(whatever else was lost)"] += 1
             return True
         now = time.monotonic()
-        if now < self._evidence_at:
+        if busy or now < self._evidence_at:
             return False
         self._evidence_at = now + seconds
         return True
