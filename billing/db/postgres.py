@@ -41,8 +41,6 @@ DOUBT_SECONDS: Final = 10.0  # later than any statement of a lost connection can
 T = TypeVar("T")
 
 _SETTINGS: Final = {
-    "statement_timeout": "5s",
-    "lock_timeout": "1500ms",
     "idle_in_transaction_session_timeout": "10s",
     "jit": "off",
     # Every statement looks up a few hundred keys by an index, whatever the statistics of tables
@@ -52,6 +50,15 @@ _SETTINGS: Final = {
     "enable_hashjoin": "off",
     "enable_mergejoin": "off",
 }
+
+
+def _settings(answer_seconds: float) -> dict[str, str]:
+    """Of a session whose askers wait so long: a lock that is waited for in vain is told before that."""
+    return _SETTINGS | {
+        "statement_timeout": f"{round(answer_seconds * 2500)}ms",
+        "lock_timeout": f"{round(answer_seconds * 750)}ms",
+    }
+
 
 # The operation itself is to blame: its values break a rule of the schema or no column takes them.
 _TO_BLAME: Final = (
@@ -147,7 +154,7 @@ class _Lane:
         """The lane's connection, made anew if it was lost."""
         if self._connection is None or self._connection.is_closed():
             try:
-                self._connection = await connect(self._url, _SETTINGS)
+                self._connection = await connect(self._url, _settings(self._answer_seconds))
             except Exception as error:
                 # Whatever it is, no operation is to blame: an untrusted certificate is a ValueError.
                 reason = str(error) or type(error).__name__

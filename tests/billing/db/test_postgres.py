@@ -451,7 +451,7 @@ class TestOutage:
     async def test_a_frozen_server_is_unavailable_in_time_and_comes_back(
         self, durable_postgres: PostgresServer, durable_url: str
     ) -> None:
-        async with hot_database(durable_url) as hot:
+        async with engine(durable_url) as hot:
             await hot.post([purchase(1000)])
             durable_postgres.pause()
             try:
