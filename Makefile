@@ -14,7 +14,7 @@ help:
 	@echo "make run    start the gateway (http://127.0.0.1:8080)"
 	@echo "make test   formatting, lint, types, layers, and all tests"
 	@echo "make check  formatting, lint and types only"
-	@echo "make bench  what a call costs in CPU, latency and memory"
+	@echo "make bench  what a call costs in CPU, latency and memory, and what its price does"
 	@echo "make bench-ledger  charges and holds per second on both engines"
 	@echo "make bench-simulate  re-rating a million calls on both engines"
 	@echo "make bench-prices  reading, uploading and matching 10,000 price rules"
@@ -36,6 +36,7 @@ check: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m bench $(ARGS)
+	$(BIN)/python -m bench.prices
 
 bench-ledger: $(VENV)/.dev
 	$(BIN)/python -m bench.ledger $(ARGS)
