@@ -6,7 +6,7 @@ Both are fed by one synchronous callback between the head and the end of the ans
 from typing import TYPE_CHECKING, Final
 
 from llm_gateway.clock import monotonic
-from llm_gateway.meter import StreamMeter, read_json_answer
+from llm_gateway.meter import StreamMeter, delivered_text, read_json_answer
 from llm_gateway.usage_report import is_all_zero
 from llm_gateway.verdict import Answer, Ending
 
@@ -90,14 +90,15 @@ class JsonAnswer:
 
     def describe(self, ending: Ending, tokens: "TokenCounter", model: str) -> Answer:
         """What the answer says of itself, for the verdict."""
-        read = read_json_answer(self.body)
+        body = self.body
+        read = read_json_answer(body)
         return Answer(
             ending=ending,
             reported=read.reported,
             raw_usage=read.raw_usage,
             all_zero=read.reported is not None and is_all_zero(read.reported),
             has_content=read.has_content,
-            delivered=lambda: tokens.count(model, read.text).tokens,
+            delivered=lambda: tokens.count(model, delivered_text(body)).tokens,
         )
 
     def release(self) -> None:

@@ -154,6 +154,61 @@ def read_usage(usage: object, *, thoughts_in_total: bool = False) -> ReportedUsa
     return _with_thoughts(reported) if thoughts_in_total else reported
 
 
+class _PlainInput(msgspec.Struct, gc=False, forbid_unknown_fields=True):
+    cached_tokens: int | None = None
+    audio_tokens: int | None = None
+    image_tokens: int | None = None
+
+
+class _PlainOutput(msgspec.Struct, gc=False, forbid_unknown_fields=True):
+    reasoning_tokens: int | None = None
+    audio_tokens: int | None = None
+    accepted_prediction_tokens: int | None = None
+    rejected_prediction_tokens: int | None = None
+
+
+class _PlainUsage(msgspec.Struct, gc=False, forbid_unknown_fields=True):
+    """OpenAI's shape, whole.
+
+    https://platform.openai.com/docs/api-reference/chat/object
+    """
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: _PlainInput | None = None
+    completion_tokens_details: _PlainOutput | None = None
+
+
+_plain_decoder: Final = msgspec.json.Decoder(_PlainUsage)
+_NO_INPUT: Final = _PlainInput()
+_NO_OUTPUT: Final = _PlainOutput()
+
+
+def read_plain_usage(raw: msgspec.Raw, model: str) -> tuple[ReportedUsage, bytes] | None:
+    """What UsageReader makes of one usage object of OpenAI's shape; None if it has another."""
+    try:
+        usage = _plain_decoder.decode(raw)
+    except (ValueError, RecursionError):
+        return None
+    if len(raw) > RAW_USAGE_BYTES_MAX or "gemini" in model.lower():
+        return None
+    into = usage.prompt_tokens_details or _NO_INPUT
+    out = usage.completion_tokens_details or _NO_OUTPUT
+    reported = ReportedUsage(
+        prompt=usage.prompt_tokens,
+        completion=usage.completion_tokens,
+        total=usage.total_tokens,
+        cached=into.cached_tokens,
+        reasoning=out.reasoning_tokens,
+        audio_input=into.audio_tokens,
+        image_input=into.image_tokens,
+        audio_output=out.audio_tokens,
+    )
+    # Of known names and numbers alone: without its white space it is what would be written again.
+    return reported, bytes(raw).translate(None, b" \t\r\n")
+
+
 def _with_cache_in_prompt(reported: ReportedUsage, *, is_anthropic: bool) -> ReportedUsage:
     """Anthropic's input_tokens leave out what the cache read and wrote; ours include it.
 
