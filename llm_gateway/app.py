@@ -39,7 +39,7 @@ from billing.settlement.service import Chore, ElectedService, LedgerService
 from billing.settlement.spool import Spool
 from billing.settlement.subscriber import BrokerWorker
 from billing.settlement.sweeper import Sweeper
-from billing.settlement.worker import LedgerWorker
+from billing.settlement.worker import BATCH_MAX, BATCH_MAX_BESIDE, LedgerWorker
 from llm_gateway import clock
 from llm_gateway.config import password_of
 from llm_gateway.first_start import FirstStart
@@ -529,7 +529,8 @@ def _duties(
 def _settling(storage: Storage, updates: HoldUpdates, metrics: Metrics) -> Runnable:
     """Straight from the outbox, or as the broker's messages name its rows."""
     if storage.config.broker.kind == "database":
-        alone = LedgerWorker(storage.hot, clock=clock.now_ms, holds=updates)
+        batch_max = BATCH_MAX if storage.config.database.is_sqlite else BATCH_MAX_BESIDE
+        alone = LedgerWorker(storage.hot, clock=clock.now_ms, holds=updates, batch_max=batch_max)
         metrics.settlers.append(alone)
         return alone
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Final
 
@@ -10,7 +10,11 @@ from billing.db.hot import DatabaseUnavailableError, HotDatabase, SettleReport
 from billing.settlement.hold_updates import HoldUpdates
 
 BATCH_MAX: Final = 128  # more costs hardly less per event, and holds up the calls behind it
-GATHER_SECONDS: Final = 0.02  # lets a few events gather: a batch costs less than its parts
+BATCH_MAX_BESIDE: Final = 500  # where calls have connections of their own, as on PostgreSQL
+# A batch costs less than its parts (on PostgreSQL 54 us an event by the hundred, 22 by five hundred),
+# and no call waits for the ledger: so events gather for as long as more keep coming, within limits.
+GATHER_SECONDS: Final = 0.02  # of quiet after which what came is posted
+GATHERED_TIMES_MAX: Final = 5  # however many come
 POLL_SECONDS: Final = 1.0  # for events that another process wrote
 RETRY_SECONDS: Final = 0.5
 
@@ -32,12 +36,15 @@ class LedgerWorker:
         holds: HoldUpdates | None = None,
         batch_max: int = BATCH_MAX,
         gather_seconds: float = GATHER_SECONDS,
+        pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._hot = hot
         self._clock = clock
         self._holds = holds
         self._batch_max = batch_max
         self._gather_seconds = gather_seconds
+        self._pause = pause
+        self._noted = 0  # events since the last drain
         self._woken = asyncio.Event()
         self._stopping = False
         self._waiting_since: int | None = None
@@ -47,6 +54,7 @@ class LedgerWorker:
 
     def notify(self) -> None:
         """An event waits."""
+        self._noted += 1
         if not self._woken.is_set():
             self._woken.set()
         if self._waiting_since is None:
@@ -62,8 +70,7 @@ class LedgerWorker:
         while not self._stopping:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._woken.wait(), POLL_SECONDS)
-            if not self._stopping:
-                await asyncio.sleep(self._gather_seconds)
+            await self._gather()
             await self.drain()
 
     def stop(self) -> None:
@@ -71,9 +78,18 @@ class LedgerWorker:
         self._stopping = True
         self._woken.set()
 
+    async def _gather(self) -> None:
+        seen = -1
+        for _ in range(GATHERED_TIMES_MAX):
+            if self._stopping or self._noted == seen or self._noted >= self._batch_max:
+                return
+            seen = self._noted
+            await self._pause(self._gather_seconds)
+
     async def drain(self) -> None:
         """Post until nothing waits, or until it fails; a failure is tried again by `run`."""
         self._woken.clear()
+        self._noted = 0
         try:
             while await self._round():
                 pass

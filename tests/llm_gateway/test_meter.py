@@ -485,7 +485,7 @@ class TestJsonAnswer:
         run([sse(body), DONE], wants=False)[0].cut()
 
 
-PLAIN_ANSWER: Final = {
+PLAIN_ANSWER: Final[dict[str, object]] = {
     "id": "x",
     "model": "m",
     "choices": [{"index": 0, "message": {"role": "assistant", "content": "h"}}],
@@ -510,7 +510,7 @@ PLACES: Final[list[tuple[str | int, ...]]] = [
     *((*INTO, name) for name in ("cached_tokens", "audio_tokens", "image_tokens", "text_tokens")),
     *((*OUT, name) for name in ("reasoning_tokens", "audio_tokens", "image_tokens")),
 ]
-ODD: Final = [
+ODD: Final[list[object]] = [
     *(None, True, 0, -1, 1.0, 2.5, 5, 10**12, 10**30, "", "x", "Gemini-3", "error", [], {}, [{}]),
     *({"content": ""}, {"content": "y"}, {"cached_tokens": 9}, {"usage": {"prompt_tokens": 99}}),
     {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 19},

@@ -15,7 +15,7 @@ from billing.holds import HoldBeat
 from billing.settlement.outbox import NotDurableError, Outbox
 from billing.settlement.recovery import Recovered, recover
 from billing.settlement.spool import Spool, everybody
-from billing.settlement.worker import LedgerWorker
+from billing.settlement.worker import GATHER_SECONDS, LedgerWorker
 from tests.support.money import (
     T0,
     cancelled,
@@ -314,6 +314,36 @@ class TestWorker:
             await running
         assert worker.settled == 20
         assert rows(path, "SELECT count(*) FROM outbox") == [(0,)]
+
+    @pytest.mark.parametrize(
+        ("events", "batch_max", "waited", "settled"),
+        [(1, 100, 1, 1), (4, 100, 4, 4), (4, 3, 2, 3), (1_000, 10_000, 5, 6)],
+        ids=["one", "until no more come", "until a batch is full", "no longer than a while"],
+    )
+    async def test_gathers_while_more_keep_coming(
+        self, hot: Engine, events: int, batch_max: int, waited: int, settled: int
+    ) -> None:
+        """One event is there, others come while it waits, each before a pause has ended."""
+        pauses = 0
+
+        async def pause(seconds: float) -> None:
+            nonlocal pauses
+            pauses += 1
+            assert seconds == GATHER_SECONDS
+            if pauses < events:
+                await add()
+
+        async def add() -> None:
+            await hot.record(charge(new_id(), 1))
+            worker.notify()
+
+        worker = LedgerWorker(hot, clock=lambda: T0, batch_max=batch_max, pause=pause)
+        await add()
+        running = asyncio.create_task(worker.run())
+        await until(lambda: worker.settled > 0)
+        assert (pauses, worker.settled) == (waited, settled)
+        worker.stop()
+        await running
 
     async def test_age_counts_from_the_first_event_that_waits(self, hot: Engine) -> None:
         now = [T0]
