@@ -63,9 +63,9 @@ _PASSED_HEADERS: Final = {
     b"x-request-id": b"x-upstream-request-id",
 }
 CHAT_PATH: Final = b"/chat/completions"
-_COMMON_HEADERS: Final = [(b"content-type", b"application/json"), (b"user-agent", b"llm-gateway")]
-_STREAM_HEADERS: Final = [*_COMMON_HEADERS, (b"accept", b"text/event-stream")]
-_JSON_HEADERS: Final = [*_COMMON_HEADERS, (b"accept", b"application/json")]
+_COMMON_HEADERS: Final = ((b"content-type", b"application/json"), (b"user-agent", b"llm-gateway"))
+_STREAM_HEADERS: Final = (*_COMMON_HEADERS, (b"accept", b"text/event-stream"))
+_JSON_HEADERS: Final = (*_COMMON_HEADERS, (b"accept", b"application/json"))
 
 _log = logging.getLogger(__name__)
 

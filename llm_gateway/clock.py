@@ -6,7 +6,10 @@ from typing import Final
 
 RANDOM_BYTES: Final = 4096  # asked of the kernel at once; an id takes ten of them
 
-_random = b""
+_DIGITS: Final = RANDOM_BYTES // 10 * 20
+_VARIANT: Final = {digit: "89ab"[int(digit, 16) & 3] for digit in "0123456789abcdef"}
+
+_random = ""  # as hexadecimal digits, twenty for each id
 _random_at = 0
 
 
@@ -15,9 +18,7 @@ def now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-def monotonic() -> float:
-    """Seconds on a clock that never steps back; for timeouts and durations only."""
-    return time.monotonic()
+monotonic: Final = time.monotonic  # seconds, on a clock that never steps back: for durations
 
 
 def new_event_id(at_ms: int) -> str:
@@ -27,18 +28,18 @@ def new_event_id(at_ms: int) -> str:
     """
     global _random, _random_at  # noqa: PLW0603 - an object in between would cost as much as the id
     if _random_at == len(_random):
-        _random, _random_at = os.urandom(RANDOM_BYTES // 10 * 10), 0
-    random = int.from_bytes(_random[_random_at : _random_at + 10], "big")
-    _random_at += 10
-    low = 0b10 << 62 | random & 0x3FFF_FFFF_FFFF_FFFF
-    text = f"{at_ms & 0xFFFF_FFFF_FFFF:012x}7{random >> 68:03x}{low:016x}"
-    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+        _random, _random_at = os.urandom(_DIGITS // 2).hex(), 0
+    digits = _random[_random_at : _random_at + 20]
+    _random_at += 20
+    time = f"{at_ms & 0xFFFF_FFFF_FFFF:012x}"
+    group = _VARIANT[digits[3]]  # two bits of the digit stay random, two say which kind of UUID
+    return f"{time[:8]}-{time[8:]}-7{digits[:3]}-{group}{digits[4:7]}-{digits[7:19]}"
 
 
 def _forget_random() -> None:
     """A forked child must not make its parent's ids."""
     global _random, _random_at
-    _random, _random_at = b"", 0
+    _random, _random_at = "", 0
 
 
 os.register_at_fork(after_in_child=_forget_random)

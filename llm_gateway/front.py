@@ -188,7 +188,17 @@ class Front(HttpToolsProtocol):
             if self.call is None:
                 self.cycle.keep_alive = False
             raise httptools.HttpParserError("a request behind a chunked body")
+        # The parent makes its picture of every request here; of a call nobody would look at it.
+        self.url = b""
+        self.expect_100_continue = False
+        self.headers = []
+
+    def _begin_cold(self) -> None:
+        """What the parent does at the beginning of a message, at the end of its head."""
+        kept = self.url, self.expect_100_continue, self.headers
         super().on_message_begin()
+        self.url, self.expect_100_continue, self.headers = kept
+        self.scope["headers"] = self.headers
 
     @override
     def on_headers_complete(self) -> None:
@@ -202,6 +212,7 @@ class Front(HttpToolsProtocol):
         if self._refused:
             return
         if not self._is_hot:
+            self._begin_cold()
             super().on_headers_complete()
             return
         if self.parser.get_method() != b"POST":

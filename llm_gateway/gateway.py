@@ -6,15 +6,13 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Final
 
-import msgspec
-
 from billing.holds import GuardUnavailableError, HoldBeat
 from billing.limits import Limits, TakeRequest
 from billing.limits.bucket import effective
 from llm_gateway import clock, errors
 from llm_gateway.call import Call
 from llm_gateway.config import SceneConfig
-from llm_gateway.logs import CallLine
+from llm_gateway.logs import describe_call
 from llm_gateway.quoting import Quoter
 from llm_gateway.relay import JsonBudget
 from llm_gateway.tokens import COUNTED_BYTES_MAX
@@ -182,8 +180,9 @@ class Gateway:
         self._beats.pop(call.event_id, None)
         if call.draining_since is not None:
             self._draining -= 1
-        self.metrics.call_ended(call)
-        self._log.call(call_line(call))
+        seconds = clock.monotonic() - call.started
+        self.metrics.call_ended(call, seconds)
+        self._log.call(describe_call(call, clock.now_ms(), int(seconds * 1000)))
 
     # -- the tick ----------------------------------------------------------------------------
 
@@ -244,44 +243,3 @@ class Gateway:
         """End the calls that still run."""
         for call in list(self.calls):
             call.stop(reason)
-
-
-def call_line(call: Call) -> CallLine:
-    """What the log says of a call that is over; nothing of its content."""
-    context, verdict = call.context, call.verdict
-    now = clock.monotonic()
-    line = CallLine(
-        finished_at=clock.now_ms(),
-        event_id=call.event_id,
-        status=call.status,
-        outcome=call.outcome,
-        duration_ms=int((now - call.started) * 1000),
-        stream=call.streamed,
-        first_token_ms=int(((call.first_byte or call.started) - call.started) * 1000),
-    )
-    if context is None:
-        return line
-    line = msgspec.structs.replace(
-        line,
-        account=context.account,
-        key_id=context.key_id,
-        app=context.app,
-        scene=context.scene,
-        provider=context.provider,
-        model_requested=context.model_requested,
-        model_sent=context.model_sent,
-        book=context.book,
-        rule=context.rule,
-        held_micro_credits=call.grant,
-        client_request_id=context.client_request_id,
-        run_id=context.run_id,
-    )
-    if verdict is None:
-        return line
-    return msgspec.structs.replace(
-        line,
-        input_tokens=verdict.usage.total_input,
-        output_tokens=verdict.usage.total_output,
-        quality=verdict.quality,
-        amount_micro_credits=verdict.amount,
-    )

@@ -21,6 +21,7 @@ import msgspec
 
 from llm_gateway.errors import GatewayError
 from pricing_rules.money import format_credits
+from pricing_rules.usage import Usage
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -74,30 +75,40 @@ class CallLine(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 def describe_call(call: EndedCall, finished_at: int, duration_ms: int) -> CallLine:
     """The line of a call that is over. Of one that was never identified, what there is."""
     context, verdict, first = call.context, call.verdict, call.first_byte
+    if context is None:
+        return CallLine(
+            finished_at=finished_at,
+            event_id=call.event_id,
+            status=call.status,
+            outcome=call.outcome,
+            duration_ms=duration_ms,
+            stream=call.streamed,
+        )
+    usage = NOTHING_USED if verdict is None else verdict.usage
     return CallLine(
         finished_at=finished_at,
         event_id=call.event_id,
         status=call.status,
         outcome=call.outcome,
         duration_ms=duration_ms,
-        account=context.account if context else "",
-        key_id=context.key_id if context else "",
-        app=context.app if context else "",
-        scene=context.scene if context else "",
-        provider=context.provider if context else "",
-        model_requested=context.model_requested[:CLIENT_TEXT_MAX] if context else "",
-        model_sent=context.model_sent[:CLIENT_TEXT_MAX] if context else "",
-        book=context.book if context else 0,
-        rule=context.rule if context else "",
+        account=context.account,
+        key_id=context.key_id,
+        app=context.app,
+        scene=context.scene,
+        provider=context.provider,
+        model_requested=context.model_requested[:CLIENT_TEXT_MAX],
+        model_sent=context.model_sent[:CLIENT_TEXT_MAX],
+        book=context.book,
+        rule=context.rule,
         stream=call.streamed,
         first_token_ms=int((first - call.started) * 1000) if first is not None else 0,
-        input_tokens=verdict.usage.total_input if verdict else 0,
-        output_tokens=verdict.usage.total_output if verdict else 0,
+        input_tokens=usage.total_input,
+        output_tokens=usage.total_output,
         quality=verdict.quality if verdict else "",
         amount_micro_credits=verdict.amount if verdict else 0,
         held_micro_credits=call.grant,
-        client_request_id=context.client_request_id if context else "",
-        run_id=context.run_id if context else "",
+        client_request_id=context.client_request_id,
+        run_id=context.run_id,
     )
 
 
@@ -230,6 +241,7 @@ def configure(writer: LineWriter, level: int = logging.INFO) -> None:
 STDERR: Final = 2  # file descriptor
 _CHATTY: Final = ("aiosqlite", "alembic", "asyncio", "httpcore", "httpx2", "openai", "sqlalchemy")
 _encoder: Final = msgspec.json.Encoder()
+NOTHING_USED: Final = Usage()
 
 
 def _all_spellings(secrets: Iterable[str]) -> frozenset[bytes]:

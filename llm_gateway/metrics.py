@@ -176,10 +176,10 @@ class Metrics(Collector):
         """An attempt failed at a provider of the settings."""
         self._upstream_errors.add(provider, kind)
 
-    def call_ended(self, call: EndedCall) -> None:
-        """A call is over, one way or the other."""
+    def call_ended(self, call: EndedCall, seconds: float) -> None:
+        """A call is over, one way or the other, and took so long."""
         self._calls.add(call.outcome or "unknown", "true" if call.streamed else "false")
-        self._seconds.add(clock.monotonic() - call.started)
+        self._seconds.add(seconds)
         if call.first_byte is not None:
             self._first_token.add(call.first_byte - call.started)
         if call.verdict is not None and call.context is not None and not call.verdict.cancelled:

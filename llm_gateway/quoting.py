@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 # What the chat template adds to each message:
 # https://cookbook.openai.com/examples/how_to_count_tokens_with_tiktoken
 TEMPLATE_TOKENS: Final = 3
+_ROUTES_KEPT_MAX: Final = 1_000  # where "*" serves what has no entry, clients make names up
 
 
 class Target(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,6 +56,7 @@ class Quoter:
         self._config = config
         self._books = books
         self._tokens = tokens
+        self._routes: dict[str, list[Route]] = {}  # of the settings, which never change
 
     def quote(
         self, caller: Caller, request: chat.ChatRequest, event_id: str, started_at: int
@@ -70,7 +72,11 @@ class Quoter:
             version, book = self._books.current(started_at)
         except (BooksStaleError, NoBookError):
             raise errors.BooksStaleError from None
-        routes = route(self._config, request.model)
+        routes = self._routes.get(request.model)
+        if routes is None:
+            routes = route(self._config, request.model)
+            if len(self._routes) < _ROUTES_KEPT_MAX:
+                self._routes[request.model] = routes
         targets = self._targets(book, caller.scene, request, routes, started_at)
         if not targets:
             raise self._no_rule(caller.scene, routes[0])

@@ -105,13 +105,14 @@ def judge(  # noqa: PLR0913 - what a charge depends on
             cap = max(most, cost(usage))  # what we count ourselves stays within the hold
             usage = msgspec.structs.replace(usage, output=usage.output + missing)
             source = count_input().source
-        doubt = _doubt(answer, usage, cost, grant, count_input)
+        told = cost(usage) if isinstance(usage, Usage) else 0
+        doubt = _doubt(answer, usage, told, cost, grant, count_input)
         if not doubt and isinstance(usage, Usage):
             return Verdict(
                 usage=usage,
                 quality=UsageQuality.EXACT if whole else UsageQuality.PARTIAL,
                 source=source,
-                amount=min(cost(usage), cap),
+                amount=min(told, cap),
                 raw_usage=answer.raw_usage,
                 reason=reason,
             )
@@ -157,18 +158,18 @@ def _missing_output(answer: Answer, usage: Usage) -> int:
 def _doubt(
     answer: Answer,
     usage: Usage | Implausible,
+    told: int,
     cost: Callable[[Usage], int],
     grant: int,
     count_input: Callable[[], Count],
 ) -> str:
-    """Why a report is not believed; empty if it is."""
+    """Why a report, which costs what `told` says, is not believed; empty if it is."""
     if isinstance(usage, Implausible):
         return usage.reason
     if answer.all_zero and answer.has_content:
         return "all counts are 0 on an answer with content"
     if answer.has_content and not usage.total_output:
         return "no output is reported of an answer with content"
-    told = cost(usage)
     if told > SUSPICIOUS_FACTOR * grant:
         # A hold can also be too small: if what we saw pass costs about as much, it is no mistake.
         seen = Usage(input=count_input().tokens, output=answer.delivered())

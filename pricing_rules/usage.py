@@ -87,9 +87,10 @@ def normalise(reported: ReportedUsage) -> Usage | Implausible:
     A part larger than what contains it is cut to it (cached > prompt: all of the prompt was
     cached). A missing prompt or completion is worked out from the total, and is never taken as 0.
     """
-    for name in ReportedUsage.__struct_fields__:
-        count: int | None = getattr(reported, name)
+    counts: tuple[int | None, ...] = msgspec.structs.astuple(reported)
+    for number, count in enumerate(counts):
         if count is not None and not 0 <= count <= TOKENS_MAX:
+            name = ReportedUsage.__struct_fields__[number]
             return Implausible(reason=f"{name} = {count} is not a possible number of tokens")
     sides = _sides(reported)
     if isinstance(sides, Implausible):

@@ -285,6 +285,7 @@ _EXACT_ONLY: Final = frozenset(
     {"messages", "tools", "modalities", "audio", "prediction", *_SERVER_SIDE, *_UNDOING}
 )
 _READ: Final = _OURS | _EXACT_ONLY
+_ELSEWHERE: Final = frozenset((*_SERVER_SIDE, *_UNDOING))
 _TEXT_PARTS: Final = frozenset({"text", "refusal", "thinking", "reasoning"})
 _IMAGE_PARTS: Final = frozenset({"image_url"})
 _AUDIO_PARTS: Final = frozenset({"input_audio", "audio_url"})
@@ -521,6 +522,8 @@ def _find_server_side(
         if tool.type not in _LOCAL_TOOLS:
             reason = f"tools of type {shorten(tool.type)!r} run at the provider, at no known price"
             parts.refuse(f"tools[{index}].type", reason)
+    if raws.keys().isdisjoint(_ELSEWHERE) and not misspelt:
+        return
     for key in _SERVER_SIDE:
         if _present(raws, key):
             parts.refuse(key, f"{key} runs at the provider, at no known price")

@@ -57,6 +57,9 @@ class Aborted(UpstreamError):  # noqa: N818
     """The exchange was closed from our side."""
 
 
+Headers = tuple[tuple[bytes, bytes], ...]
+
+
 class UpstreamRequest(msgspec.Struct, frozen=True, kw_only=True):
     """One POST. `path` is appended to the provider's base_url.
 
@@ -66,7 +69,7 @@ class UpstreamRequest(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     path: bytes
-    headers: list[tuple[bytes, bytes]]
+    headers: Headers
     body: bytes
 
 

@@ -7,14 +7,14 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from llm_gateway.config import ProviderConfig
-from llm_gateway.upstream import UpstreamError, UpstreamRequest, UpstreamStats
+from llm_gateway.upstream import Headers, UpstreamError, UpstreamRequest, UpstreamStats
 from llm_gateway.upstream.connection import HttpExchange, StaleConnection
 from llm_gateway.upstream.pool import Address, Pool
 
 # RFC 9110, 5.1: a field name is a token.
 _TOKEN: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _PATH: Final = re.compile(rb"/[!-~]*")
-_KNOWN_MAX: Final = 1024  # checked names and paths that are remembered
+_KNOWN_MAX: Final = 64  # paths with their headers that are remembered
 
 # Written by us, or a matter of the connection, which is not the caller's (RFC 9110, 7.6.1).
 _OURS: Final = frozenset(
@@ -36,7 +36,10 @@ _OURS: Final = frozenset(
 
 
 class RequestWriter:
-    """Pure: makes the bytes of a request's head, and refuses what could break out of a line."""
+    """Pure: makes the bytes of a request's head, and refuses what could break out of a line.
+
+    A path with its headers is checked and written once, for calls send the same few again and again.
+    """
 
     def __init__(self, *, host: bytes, prefix: bytes, authorization: bytes | None) -> None:
         self._prefix = prefix
@@ -44,44 +47,32 @@ class RequestWriter:
         self._authorization = (
             b"" if authorization is None else b"authorization: %b\r\n" % authorization
         )
-        self._known_names: set[bytes] = set()
-        self._key_names: set[bytes] = set()  # the spellings of authorization among them
-        self._starts: dict[bytes, bytes] = {}  # by path: request line and the fixed fields
+        self._known: dict[tuple[bytes, Headers], bytes] = {}
         _refuse_breaks(host + (authorization or b""))
 
     def head(self, request: UpstreamRequest) -> bytes:
         """Everything before the body; raises ValueError if it may not go on the wire."""
-        headers = request.headers
-        names = [name for name, _ in headers]
-        if not self._known_names.issuperset(names):
-            self._learn(names)
-        key = self._authorization if self._key_names.isdisjoint(names) else b""
-        _refuse_breaks(b"".join([value for _, value in headers]))
-        return b"%b%b%bcontent-length: %d\r\n\r\n" % (
-            self._starts.get(request.path) or self._start(request.path),
-            b"".join([b"%b: %b\r\n" % field for field in headers]),
-            key,
-            len(request.body),
-        )
+        which = request.path, request.headers
+        start = self._known.get(which)
+        if start is None:
+            start = self._write(*which)
+            if len(self._known) < _KNOWN_MAX:
+                self._known[which] = start
+        return b"%bcontent-length: %d\r\n\r\n" % (start, len(request.body))
 
-    def _start(self, path: bytes) -> bytes:
+    def _write(self, path: bytes, headers: Headers) -> bytes:
         if _PATH.fullmatch(path) is None:
             raise ValueError("the path of a request must start with / and be printable ASCII")
-        start = b"POST %b%b%b" % (self._prefix, path, self._fixed)
-        if len(self._starts) < _KNOWN_MAX:
-            self._starts[path] = start
-        return start
-
-    def _learn(self, names: list[bytes]) -> None:
+        names = [name.lower() for name, _ in headers]
         for name in names:
             if _TOKEN.fullmatch(name) is None:
                 raise ValueError(f"{name!r} is not the name of a header field")
-            if name.lower() in _OURS:
+            if name in _OURS:
                 raise ValueError(f"the field {name.decode()} is written by the client itself")
-            if name.lower() == b"authorization":
-                self._key_names.add(name)
-            if len(self._known_names) < _KNOWN_MAX:
-                self._known_names.add(name)
+        _refuse_breaks(b"".join([value for _, value in headers]))
+        start = b"POST %b%b%b" % (self._prefix, path, self._fixed)
+        key = b"" if b"authorization" in names else self._authorization
+        return start + b"".join([b"%b: %b\r\n" % field for field in headers]) + key
 
 
 class HttpUpstream:

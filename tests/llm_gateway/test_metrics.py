@@ -47,8 +47,8 @@ def samples(metrics: Metrics) -> dict[tuple[str, tuple[tuple[str, str], ...]], f
 def test_calls_are_counted_by_outcome_and_stream() -> None:
     metrics = Metrics()
     for _ in range(3):
-        metrics.call_ended(EndedCall(streamed=True))
-    metrics.call_ended(EndedCall("insufficient_credit"))
+        metrics.call_ended(EndedCall(streamed=True), 2.0)
+    metrics.call_ended(EndedCall("insufficient_credit"), 2.0)
     found = samples(metrics)
     name = "llm_gateway_calls_total"
     assert found[name, (("outcome", "charged"), ("stream", "true"))] == 3
@@ -57,7 +57,7 @@ def test_calls_are_counted_by_outcome_and_stream() -> None:
 
 def test_times_fall_into_their_buckets() -> None:
     metrics = Metrics()
-    metrics.call_ended(EndedCall())
+    metrics.call_ended(EndedCall(), 2.0)
     found = samples(metrics)
     # The first byte came after 0.3 s, the end after 2.0 s and a little.
     first = "llm_gateway_first_token_seconds_bucket"
@@ -74,7 +74,7 @@ def test_a_call_without_an_answer_has_no_first_token() -> None:
     metrics = Metrics()
     call = EndedCall("invalid_api_key")
     call.context = call.verdict = call.first_byte = None
-    metrics.call_ended(call)
+    metrics.call_ended(call, 2.0)
     found = samples(metrics)
     assert found["llm_gateway_first_token_seconds_count", ()] == 0
     assert not [name for name, _ in found if name == "llm_gateway_usage_quality_total"]
@@ -84,7 +84,7 @@ def test_admissions_errors_and_quality_have_their_labels() -> None:
     metrics = Metrics()
     metrics.admission("admitted")
     metrics.upstream_error("openai", "connect")
-    metrics.call_ended(EndedCall())
+    metrics.call_ended(EndedCall(), 2.0)
     found = samples(metrics)
     assert found["llm_gateway_admissions_total", (("reason", "admitted"),)] == 1
     errors = (("kind", "connect"), ("provider", "openai"))
@@ -100,7 +100,7 @@ def test_a_cancelled_call_has_no_usage_quality() -> None:
         usage=Usage(), quality=UsageQuality.MISSING, source=UsageSource.NONE, amount=0,
         cancelled=True,
     )  # fmt: skip
-    metrics.call_ended(call)
+    metrics.call_ended(call, 2.0)
     assert "usage_quality_total{" not in metrics.render()
 
 
@@ -124,7 +124,7 @@ def test_gauges_show_what_was_set() -> None:
 
 def test_no_label_tells_who_called() -> None:
     metrics = Metrics()
-    metrics.call_ended(EndedCall())
+    metrics.call_ended(EndedCall(), 2.0)
     metrics.admission("admitted")
     metrics.upstream_error("openai", "status_500")
     text = metrics.render()
@@ -180,9 +180,9 @@ def test_a_broker_has_figures_where_there_is_one() -> None:
 
 def test_several_processes_are_told_apart_and_share_what_the_database_says() -> None:
     first, second = Metrics(), Metrics()
-    first.call_ended(EndedCall())
-    second.call_ended(EndedCall())
-    second.call_ended(EndedCall())
+    first.call_ended(EndedCall(), 2.0)
+    second.call_ended(EndedCall(), 2.0)
+    second.call_ended(EndedCall(), 2.0)
     first.unsettled_events = second.unsettled_events = 7
     told = first.render_all({0: first.own_samples(), 1: second.own_samples(), 2: None})
     families = list(text_string_to_metric_families(told))

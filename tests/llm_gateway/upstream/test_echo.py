@@ -31,7 +31,7 @@ def an_echo(
 
 def a_request(text: str = "say hello", **fields: object) -> UpstreamRequest:
     body = {"model": "echo", "messages": [{"role": "user", "content": text}], **fields}
-    return UpstreamRequest(path=b"/chat/completions", headers=[], body=json.dumps(body).encode())
+    return UpstreamRequest(path=b"/chat/completions", headers=(), body=json.dumps(body).encode())
 
 
 async def read(exchange: EchoExchange) -> bytes:
@@ -212,14 +212,14 @@ def test_prefix_cache_is_bounded_and_keeps_no_prompt() -> None:
     ],
 )
 async def test_refusals(body: bytes, status: int) -> None:
-    request = UpstreamRequest(path=b"/chat/completions", headers=[], body=body)
+    request = UpstreamRequest(path=b"/chat/completions", headers=(), body=body)
     exchange = await an_echo().send(request)
     assert exchange.status == status
     assert json.loads(await read(exchange))["error"]["type"] == "invalid_request_error"
 
 
 async def test_other_paths_are_not_found() -> None:
-    request = UpstreamRequest(path=b"/embeddings", headers=[], body=b"{}")
+    request = UpstreamRequest(path=b"/embeddings", headers=(), body=b"{}")
     assert (await an_echo().send(request)).status == 404
 
 

@@ -38,7 +38,7 @@ def chunk(data: bytes) -> bytes:
 
 
 def a_request(body: bytes = b"{}", *headers: tuple[bytes, bytes]) -> UpstreamRequest:
-    return UpstreamRequest(path=b"/chat/completions", headers=list(headers), body=body)
+    return UpstreamRequest(path=b"/chat/completions", headers=headers, body=body)
 
 
 @asynccontextmanager
@@ -123,7 +123,7 @@ async def test_no_header_breaks_out(field: tuple[bytes, bytes]) -> None:
 async def test_no_path_breaks_out(path: bytes) -> None:
     async with ScriptedUpstream([[OK]]) as server, a_client(server) as client:
         with pytest.raises(ValueError, match="path"):
-            await client.send(UpstreamRequest(path=path, headers=[], body=b""))
+            await client.send(UpstreamRequest(path=path, headers=(), body=b""))
 
 
 @pytest.mark.parametrize(
