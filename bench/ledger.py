@@ -33,6 +33,7 @@ from billing.holds.database import DatabaseHoldStore
 from billing.holds.ledger_view import SqlLedgerView
 from billing.holds.redis import RedisHoldStore
 from billing.holds.redis_connection import parse_address
+from llm_gateway.garbage import collect_rarely
 from tests.support.money import charge, hold, new_id, purchase
 from tests.support.redis_server import redis_server
 from tests.support.services import PostgresServer
@@ -356,6 +357,7 @@ def main() -> int:
     )
     arguments = parser.parse_args()
     engines = arguments.engine or ["PostgreSQL", "Redis", "SQLite"]
+    collect_rarely()  # as the processes do that settle and hold
     figures = run(QUICK if arguments.quick else FULL, engines)
     reached = show(figures)
     if arguments.json:

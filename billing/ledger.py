@@ -396,6 +396,11 @@ class Batch:
         running = self._accounts.get(account)
         return running.freeze() if running is not None and running.exists else None
 
+    def standing(self, account: str) -> tuple[int, int]:
+        """Balance and seq of an account after what was posted so far; zeros: it has no row."""
+        running = self._accounts.get(account)
+        return (running.balance, running.seq) if running and running.exists else (0, 0)
+
     def post(self, entry: Entry) -> PostResult:
         """Post an entry that is no call of its own; see the outcomes' docstrings."""
         tidy = normalise(entry, self._now)

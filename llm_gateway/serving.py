@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import logging
 import signal
 import sys
@@ -42,6 +41,7 @@ from llm_gateway.credentials import CredentialsError
 from llm_gateway.data_lock import DataInUseError, DataLock
 from llm_gateway.estimate import Estimator
 from llm_gateway.front import Front, front_class
+from llm_gateway.garbage import collect_rarely
 from llm_gateway.gateway import HEARTBEAT_SECONDS
 from llm_gateway.logs import configure, writer_for_stderr
 from llm_gateway.neighbours import Meeting, Neighbours
@@ -68,7 +68,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-GARBAGE_OBJECTS: Final = 20_000  # made and not freed between two collections
 TICK_SECONDS: Final = 1.0
 GAUGE_SECONDS: Final = 2.0
 HELD_SECONDS: Final = 10.0
@@ -179,7 +178,7 @@ async def _serve(
             await neighbours.listen(seat.own, stack)
         log.hide(admin_token)
         servers = _servers(parts, admin_token, listeners, neighbours)
-        _quiet_collector()
+        collect_rarely()
         async with _running(parts, servers):
             if seat is None:
                 print(said, flush=True)  # noqa: T201 - for people
@@ -187,17 +186,6 @@ async def _serve(
                 seat.link.tell_ready()
             await stop.first.wait()
             await _stop(parts, servers, stop)
-
-
-def _quiet_collector() -> None:
-    """Leave what lives as long as the process out of every garbage collection.
-
-    A call makes some hundred objects and no cycle that outlives it; without this each collection
-    walks every module that was imported, several times a second under load.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(GARBAGE_OBJECTS, 20, 20)
 
 
 async def _prepare(

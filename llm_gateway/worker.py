@@ -16,6 +16,7 @@ from billing.db.hot import DatabaseUnavailableError
 from billing.settlement.registry import AWAY
 from llm_gateway.api.litestar import Dependency, OpsState, create_watch_api
 from llm_gateway.app import build_worker, secrets_of
+from llm_gateway.garbage import collect_rarely
 from llm_gateway.logs import configure, writer_for_stderr
 from llm_gateway.readiness import broker_rows, database_row, guard_rows, registry_rows
 from llm_gateway.servers import Served, close_all, make_server
@@ -66,6 +67,7 @@ async def _work(config: Config, pace: Pace | None, listener: socket.socket | Non
         except (DatabaseUnavailableError, *AWAY) as error:
             first = str(error).partition("\n")[0] or type(error).__name__
             raise StartError(f"something the worker needs is away: {first}") from error
+        collect_rarely()
         service = parts.service
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):

@@ -248,13 +248,13 @@ class Settlement:
             return ()
         told = []
         for account in sorted(self._finished.keys() | self._estimated.keys()):
-            stands = self.batch.account(account)
+            balance, seq = self.batch.standing(account)
             final_ids = tuple(self._finished.get(account, ()))
             told.append(
                 Applied(
                     account=account,
-                    balance=stands.balance if stands else 0,
-                    seq=stands.seq if stands else 0,
+                    balance=balance,
+                    seq=seq,
                     final_ids=final_ids,
                     estimates=tuple(
                         pair
