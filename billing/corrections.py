@@ -36,7 +36,7 @@ from billing.accounts import (
 from billing.audit import Act, Detail, note
 from billing.context import BillingContext, encode_context
 from billing.db.hot import HotDatabase
-from billing.db.pages import read_page
+from billing.db.pages import each_row, read_page
 from billing.db.session import Database
 from billing.db.tables import (
     corrections,
@@ -58,7 +58,6 @@ from billing.shop.postings import OnPosted, post_one
 from billing.shop.rows import of_row
 
 Kind = Literal["adjustment", "charge_refund", "order_refund"]
-RESUMED_AT_ONCE: Final = 100
 REASON_MAX: Final = 500
 REF_ID_MAX: Final = 64  # with a key it must fit into an event id
 
@@ -299,14 +298,8 @@ class Corrections:
     async def resume(self) -> int:
         """Carry out what was promised and, after a crash, not posted; how many."""
         waiting = select(corrections).where(corrections.c.posted_at.is_(None))
-        async with self._database.read() as connection:
-            rows = (
-                await connection.execute(
-                    waiting.order_by(corrections.c.event_id).limit(RESUMED_AT_ONCE)
-                )
-            ).all()
         done = 0
-        for row in rows:
+        async for row in each_row(self._database, waiting, corrections.c.event_id):
             with suppress(EntryRefusedError, EntryConflictError, CreditSpentError):
                 await self._carry_out(_correction(row), repeated=True)
                 done += 1

@@ -27,7 +27,7 @@ from billing.accounts import (
 )
 from billing.audit import Act, Detail, note
 from billing.db.hot import HotDatabase
-from billing.db.pages import read_page
+from billing.db.pages import each_row, read_page
 from billing.db.session import Database
 from billing.db.tables import orders
 from billing.failpoints import reach
@@ -43,7 +43,6 @@ QUANTITY_MAX: Final = 1_000
 PENDING_MAX: Final = (
     100  # of an account: whoever orders pays nothing yet, and each is a row for ever
 )
-RESUMED_AT_ONCE: Final = 100
 
 
 class OrderStatus(StrEnum):
@@ -288,12 +287,8 @@ class Orders:
         For a start and once in a while after it; one that is refused does not hold up the others.
         """
         waiting = select(orders).where(orders.c.status == OrderStatus.PAID)
-        async with self._database.read() as connection:
-            rows = (
-                await connection.execute(waiting.order_by(orders.c.order_id).limit(RESUMED_AT_ONCE))
-            ).all()
         credited = 0
-        for row in rows:
+        async for row in each_row(self._database, waiting, orders.c.order_id):
             try:
                 await self._credit(_order(row))
             except (EntryRefusedError, EntryConflictError):

@@ -24,7 +24,7 @@ from billing.accounts import (
 )
 from billing.audit import Act, Detail, note
 from billing.db.hot import HotDatabase
-from billing.db.pages import read_page
+from billing.db.pages import each_row, read_page
 from billing.db.session import Database
 from billing.db.tables import reward_rules, rewards
 from billing.failpoints import reach
@@ -37,7 +37,6 @@ from billing.shop.rows import of_row
 RuleStatus = Literal["active", "inactive"]
 CapName = Literal["cap_per_user_day", "cap_micro_credits_per_user_day"]
 STATUSES: Final = ("active", "inactive")
-RESUMED_AT_ONCE: Final = 100
 
 # Sources whose entries have another meaning, or a total of their own.
 TAKEN_SOURCES: Final = frozenset(
@@ -290,14 +289,8 @@ class Rewards:
     async def resume(self) -> int:
         """Post rewards that were decided and, after a crash, not posted; how many."""
         waiting = select(rewards).where(rewards.c.posted_at.is_(None))
-        async with self._database.read() as connection:
-            rows = (
-                await connection.execute(
-                    waiting.order_by(rewards.c.event_id).limit(RESUMED_AT_ONCE)
-                )
-            ).all()
         posted = 0
-        for row in rows:
+        async for row in each_row(self._database, waiting, rewards.c.event_id):
             try:
                 await self._post(_reward(row))
             except (EntryRefusedError, EntryConflictError):
