@@ -2,8 +2,9 @@
 
 `python -m bench.consumption [--calls N] [--database URL] [--json FILE]`; exit status 1 if an aim is
 missed. A year of calls, ten million unless told otherwise, is made by the server itself: half of
-them by one account, the rest by a thousand; and a ledger of their charges. With `--database`, what
-is in that database already is measured, and nothing is made. The server is a private one.
+them by one account, the rest by a thousand; and a ledger of their charges. The longest period is asked
+for before the days are folded, too. With `--database`, what is in that database already is measured,
+and nothing is made. The server is a private one.
 """
 
 import argparse
@@ -26,6 +27,7 @@ from billing.db import migrate
 from billing.db.invariants import BUCKET, IS_FAILURE, ROLLUP_KEY, ROLLUP_SUMS
 from billing.db.partitions import add_partitions
 from billing.db.session import Database
+from billing.settlement.day_fold import fold_days
 from billing.settlement.rollup_order import DAY_MS, REST_MS
 from billing.shop.consumption import GroupBy, Question, consumption
 from billing.shop.periods import Period
@@ -133,6 +135,27 @@ def vacuum(server: PostgresServer, url: str) -> None:
     server.execute("VACUUM ANALYZE", database=url.rpartition("/")[2])
 
 
+async def fold(url: str) -> list[Figure]:
+    """Fold the days as the ledger service does, if without its pauses; what it saves, and takes."""
+    database = Database(url)
+    figures: list[Figure] = []
+    try:
+        for group_by in (None, GroupBy.MODEL):
+            question = Question(account=HEAVY, period=Period.ALL, group_by=group_by, zone=ZONE)
+            what = f"not folded: {HEAVY}, all, {group_by or 'totals'}"
+            ask = partial(consumption, database, question, NOW)
+            figures.append(await timed(what, ask, aim=None))
+        began = time.perf_counter()
+        days = 0
+        while some := await fold_days(database, NOW):
+            days += some
+        took = 1000 * (time.perf_counter() - began)
+        figures.append(Figure(f"folding {days} days", took, took, None))
+    finally:
+        await database.dispose()
+    return figures
+
+
 async def measure(url: str) -> list[Figure]:
     """Every question, again and again."""
     database = Database(url)
@@ -211,7 +234,9 @@ def fresh(calls: int) -> list[Figure]:
         url = server.new_database()
         seed(url, calls)
         vacuum(server, url)
-        return uvloop.run(measure(url))
+        folded = uvloop.run(fold(url))
+        vacuum(server, url)
+        return folded + uvloop.run(measure(url))
     finally:
         server.stop("immediate")
         shutil.rmtree(directory, ignore_errors=True)

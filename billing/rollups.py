@@ -1,11 +1,16 @@
-"""Pure: what a batch of settled calls adds to the rollup, one row for each group of calls."""
+"""Pure: what a batch of settled calls adds to the rollup, one row for each group of calls.
 
-from collections.abc import Sequence
+Days that are long over are folded (billing.settlement.day_fold): what comes so late that its day may
+be folded already has to say so. Between the two limits lies more than a day, so that neither clocks
+that differ nor a transaction that takes its time lets a charge pass for an ordinary one.
+"""
+
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from msgspec.structs import astuple
 
-from billing.db.invariants import QUARTER_MS, ROLLUP_KEY, ROLLUP_SUMS
+from billing.db.invariants import DAY_MS, QUARTER_MS, ROLLUP_KEY, ROLLUP_SUMS
 from billing.events import ChargeEvent
 
 Value = str | int
@@ -13,6 +18,23 @@ Value = str | int
 COLUMNS: Final = ", ".join((*ROLLUP_KEY, *ROLLUP_SUMS))
 
 _KEY_WIDTH: Final = len(ROLLUP_KEY)
+
+
+def late_before(now: int) -> int:
+    """The start of yesterday (UTC): a call of before is settled late."""
+    return now - now % DAY_MS - DAY_MS
+
+
+def foldable_before(now: int) -> int:
+    """A day that began earlier may be folded: two days at least have passed since its end."""
+    return now - now % DAY_MS - 2 * DAY_MS
+
+
+def late_days(calls: Iterable[Sequence[Value]], now: int) -> list[tuple[str, int]]:
+    """Account and day of what is late, in one order for all; given the two and a time, each."""
+    before = late_before(now)
+    late = {(str(call[0]), at - at % DAY_MS) for call in calls if (at := int(call[1])) < before}
+    return sorted(late)
 
 
 class Rollup:
@@ -52,6 +74,10 @@ class Rollup:
         """What was charged of a call holds no more; `row` has COLUMNS, its `calls` is 1."""
         counts = tuple(-int(value) for value in row[_KEY_WIDTH:])
         self._groups.setdefault(tuple(row[:_KEY_WIDTH]), []).append(counts)
+
+    def late_days(self, now: int) -> list[tuple[str, int]]:
+        """Account and day of the groups that are late."""
+        return late_days(self._groups, now)
 
     def rows(self) -> list[tuple[Value, ...]]:
         """COLUMNS of each group that changes, in one order for all: two writers cannot deadlock."""

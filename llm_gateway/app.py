@@ -26,6 +26,7 @@ from billing.limits.factory import limit_store
 from billing.rerating.simulator import Simulator
 from billing.settlement.broker_address import BrokerAddressError
 from billing.settlement.brokers import link_maker
+from billing.settlement.day_fold import fold_days
 from billing.settlement.delivery import Delivery, make_delivery
 from billing.settlement.election import LEDGER_WORKER, Election
 from billing.settlement.hold_updates import HoldUpdates
@@ -71,6 +72,7 @@ ADOPT_SECONDS: Final = 5.0  # between two looks for spool files of dead processe
 PARTITION_SECONDS: Final = 3600.0
 GAUGE_SECONDS: Final = 2.0
 SHOP_SECONDS: Final = 30.0  # between two looks for what a crash left half done
+FOLD_SECONDS: Final = 60.0
 RERATING_SECONDS: Final = 2.0  # between two looks for a run that was asked for
 
 _log = logging.getLogger(__name__)
@@ -505,6 +507,7 @@ def _duties(
     )
     rounds = Rounds(reconciler, monotonic=clock.monotonic, on_report=metrics.reconciled)
     chores: list[Endless] = [Chore(name="reconcile", seconds=EVERY_SECONDS, act=rounds.make)]
+    chores.append(Chore(name="days", seconds=FOLD_SECONDS, act=partial(_fold_days, database)))
     if is_shared(config):
         sweeper = Sweeper(
             database,
@@ -550,6 +553,12 @@ def _delivery(storage: Storage, worker: BrokerWorker | None) -> Delivery:
     except BrokerAddressError as error:
         raise StartError(f"[broker] url: {error}") from error
     return make_delivery(links, storage.hot, clock=clock.now_ms, worker=worker)
+
+
+async def _fold_days(database: Database) -> None:
+    """Days that are over, so that consumption need not read all of their quarters."""
+    if days := await fold_days(database, clock.now_ms()):
+        _log.info("folded %d days of accounts", days)
 
 
 async def _keep_partitions(database: Database) -> None:

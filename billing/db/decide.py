@@ -221,6 +221,10 @@ class Settlement:
         if entry.event_id != charge.event.context.event_id:
             self.superseded.append(charge.event.context.event_id)
 
+    def late_days(self) -> list[tuple[str, int]]:
+        """Account and day, where the rollup changes a day that may be folded: almost always none."""
+        return self.rollup.late_days(self._now)
+
     def _refuse(self, row: Waiting, reason: str) -> None:
         self.set_aside.append(rows.quarantine_row_of(row, reason, self._now))
 

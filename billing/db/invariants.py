@@ -14,6 +14,7 @@ from sqlalchemy import Connection, text
 
 EXAMPLES_MAX: Final = 10
 QUARTER_MS: Final = 900_000  # a bucket of the rollup: fits every time zone there is
+DAY_MS: Final = 86_400_000
 STALE_MS: Final = 60_000  # a charge that waits longer than this is no longer on its way
 FLOW_MS: Final = 900_000  # R10 looks at the calls of so long
 HOLD_MARGIN_MS: Final = 300_000  # beyond the longest call: sweeper and settlement take their time
@@ -182,6 +183,25 @@ ROLLUP_DIFFERENCES: Final = f"""
     HAVING {" OR ".join(f"SUM({name}) <> 0" for name in ROLLUP_SUMS)}
 """  # noqa: S608 - constants
 
+# The groups in which a folded day differs from its quarters, and by how much it has too much.
+DAY_DIFFERENCES: Final = f"""
+    SELECT {", ".join(ROLLUP_KEY)}, {", ".join(f"SUM({name}) AS {name}" for name in ROLLUP_SUMS)}
+    FROM (
+        SELECT {", ".join(f"d.{name}" for name in (*ROLLUP_KEY, *ROLLUP_SUMS))}
+        FROM usage_days d JOIN folded_days f
+            ON f.account = d.account AND f.day_at = d.bucket_at
+        WHERE f.whole
+        UNION ALL
+        SELECT q.account, f.day_at, {", ".join(f"q.{name}" for name in ROLLUP_KEY[2:])},
+            {", ".join(f"-q.{name}" for name in ROLLUP_SUMS)}
+        FROM usage_quarters q JOIN folded_days f
+            ON f.account = q.account AND f.day_at = q.bucket_at - q.bucket_at % {DAY_MS}
+        WHERE f.whole
+    ) AS both_sides
+    GROUP BY {", ".join(ROLLUP_KEY)}
+    HAVING {" OR ".join(f"SUM({name}) <> 0" for name in ROLLUP_SUMS)}
+"""  # noqa: S608 - constants
+
 _R1_FULL: Final = """
     SELECT account AS id, 'balance ' || balance || ', entries ' || moved AS what FROM (
         SELECT a.account, a.balance, COALESCE(SUM(
@@ -329,10 +349,18 @@ _R6: Final = """
             WHERE q.event_id = h.hold_id AND q.resolved_at IS NULL)
 """
 
-_R7: Final = f"""
+_R7_RECENT: Final = f"""
     SELECT account AS id, 'quarter ' || bucket_at || ', ' || provider || '/' || model || ': calls '
         || calls || ', errors ' || errors || ', amount ' || amount || ' missing' AS what
     FROM ({ROLLUP_DIFFERENCES}) AS differences
+"""  # noqa: S608 - constants
+
+_R7_FULL: Final = f"""
+    {_R7_RECENT}
+    UNION ALL
+    SELECT account, 'folded day ' || bucket_at || ', ' || provider || '/' || model || ': calls '
+        || calls || ', errors ' || errors || ', amount ' || amount || ' more than its quarters'
+    FROM ({DAY_DIFFERENCES}) AS folded
 """  # noqa: S608 - constants
 
 # What the store has posted is found by event ids of a known beginning: ";" follows ":" in ASCII. A
@@ -478,9 +506,10 @@ CHECKS: Final = (
     ),
     Check(
         name="R7",
-        sentence="The rollup is the sum of the calls in the ledger and of the cancelled ones.",
-        full=_R7,
-        recent=_R7,
+        sentence="The rollup is the sum of the calls in the ledger and of the cancelled ones,"
+        " and a folded day is the sum of its quarters.",
+        full=_R7_FULL,
+        recent=_R7_RECENT,
     ),
     Check(
         name="R8",

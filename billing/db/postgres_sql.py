@@ -46,7 +46,7 @@ from billing.failpoints import reach
 from billing.holds import Granted, HoldBeat, HoldRequest, Refused
 from billing.ledger import Account, Batch, Entry, LedgerEntry, PostResult, normalise
 from billing.rollups import COLUMNS as ROLLUP_COLUMNS
-from billing.rollups import Rollup
+from billing.rollups import Rollup, late_days
 
 LEASE_MS: Final = 10_000  # a claim that is older belongs to a worker that is gone
 ADOPT_AT_ONCE: Final = 500
@@ -67,7 +67,7 @@ _TYPES: Final = {
         "account_seq", "amount", "balance", "balance_after", "balance_before", "book", "ceiling",
         "created_at", "finished_at", "posted_at", "progress", "seq", "started_at", "updated_at",
         "total_recharged", "total_rewarded", "total_consumed", "total_refunded", "total_expired",
-        "total_adjusted", "input", "cached_input", "cache_write_5m", "cache_write_1h",
+        "total_adjusted", "day_at", "input", "cached_input", "cache_write_5m", "cache_write_1h",
         "audio_input", "image_input", "output", "reasoning", "audio_output", "held", "bucket_at",
         "calls", "errors",
     ),
@@ -338,9 +338,26 @@ async def cancel_all(
     """
     accounts = {finish.event.context.account for finish in finishes}
     await connection.execute(_LOCK_CREDITS, _list([*accounts]))
+    calls = [(each.event.context.account, each.event.context.started_at) for each in finishes]
+    await _unfold(connection, late_days(calls, now))
     statement = _CANCEL if holds_here else _CANCEL_ONLY
     written = await connection.fetch(statement, *_given(finishes, now))
     return await _compared(connection, finishes, len(written))
+
+
+# The row is a lock too: it waits for a fold in flight, and makes a fold wait. So it comes before
+# the rows of the rollup, and in one order for all; a fold takes no other lock.
+_UNFOLD: Final = (
+    "INSERT INTO folded_days (account, day_at, whole)"  # noqa: S608
+    f" SELECT account, day_at, false FROM {_unnest('account, day_at')} AS late(account, day_at)"
+    " ON CONFLICT (account, day_at) DO UPDATE SET whole = false"
+)
+
+
+async def _unfold(connection: Connection, days: Sequence[tuple[str, int]]) -> None:
+    """Of an account's day there will be more than what may have been folded."""
+    if days:
+        await connection.execute(_UNFOLD, *_arrays(days, "account, day_at"))
 
 
 def _given(finishes: Sequence[Finish], now: int) -> list[object]:
@@ -606,11 +623,13 @@ async def settle(
     await set_aside(connection, settlement.set_aside)
     if holds_here and (lowered := settlement.estimated()):
         await connection.execute(_LOWER, *_arrays(lowered, "hold_id, amount"))
+    rollup = await _rollup_of(connection, settlement)
+    await _unfold(connection, settlement.late_days())
     settled, oldest = await _write(
         connection,
         batch,
         {account.account for account in accounts},
-        rollup=await _rollup_of(connection, settlement),
+        rollup=rollup,
         hold_ids=settlement.finished() if holds_here else [],
         keys=[(row.event_id, row.revision) for row in waiting],
         now=now,

@@ -47,6 +47,7 @@ from billing.failpoints import reach
 from billing.holds import Applied, Granted, HoldBeat, HoldRequest, Refused
 from billing.ledger import Account, Batch, Entry, LedgerEntry, Posted, PostResult, normalise
 from billing.rollups import COLUMNS as ROLLUP_COLUMNS
+from billing.rollups import late_days
 
 # Rows per INSERT: one step of SQLite, and so one release of the interpreter lock, for many rows.
 _CHUNKS: Final = (32, 8, 1)
@@ -220,12 +221,14 @@ def cancel(
     connection: sqlite3.Connection, finish: Finish, now: int, *, holds_here: bool = True
 ) -> EventConflictError | None:
     """Note that nothing is charged and drop the hold; takes an estimate back if there is one."""
-    event_id = finish.event.context.event_id
+    context = finish.event.context
+    event_id = context.event_id
     if (row := _recorded(connection, finish)) is not None:
         return record_conflict(finish, row)
     digest = digest_of(finish)
     _insert(connection, "usage", USAGE_COLUMNS, [usage_row(finish, digest)])
     connection.execute(_COUNT_CANCELLED, (event_id,))
+    _unfold(connection, late_days([(context.account, context.started_at)], now))
     estimated = connection.execute(
         "SELECT 1 FROM usage WHERE event_id = ? AND revision = ?", (event_id, Revision.ESTIMATE)
     ).fetchone()
@@ -397,6 +400,13 @@ def _write_rollup(connection: sqlite3.Connection, settlement: Settlement) -> Non
         for row in connection.execute(estimates, (_ids(settlement.superseded),)):
             settlement.rollup.take_back(row)
     connection.executemany(_ADD_TO_ROLLUP, settlement.rollup.rows())
+    _unfold(connection, settlement.late_days())
+
+
+def _unfold(connection: sqlite3.Connection, days: list[tuple[str, int]]) -> None:
+    """Of an account's day there is more now than what may have been folded."""
+    for day in days:
+        connection.execute(_UNFOLD, day)
 
 
 def _fields_of_entry(entry: LedgerEntry) -> Row:
@@ -468,6 +478,10 @@ _ADDED: Final = f"ON CONFLICT ({', '.join(ROLLUP_KEY)}) DO UPDATE SET " + ", ".j
 _ADD_TO_ROLLUP: Final = (
     f"INSERT INTO usage_quarters ({ROLLUP_COLUMNS})"  # noqa: S608
     f" VALUES ({', '.join('?' * (ROLLUP_COLUMNS.count(',') + 1))}) {_ADDED}"
+)
+_UNFOLD: Final = (
+    "INSERT INTO folded_days (account, day_at, whole) VALUES (?, ?, false)"
+    " ON CONFLICT (account, day_at) DO UPDATE SET whole = false"
 )
 _COUNT_CANCELLED: Final = (
     f"INSERT INTO usage_quarters ({ROLLUP_COLUMNS}) SELECT account, {CANCELLED} FROM usage"  # noqa: S608

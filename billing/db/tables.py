@@ -337,6 +337,52 @@ usage_quarters = Table(
     sqlite_with_rowid=False,
 )
 
+# Derived: the sums of an account's quarters by days (UTC), of those days that are folded.
+usage_days = Table(
+    "usage_days",
+    metadata,
+    Column("account", _ID, nullable=False),
+    _at("bucket_at"),  # the first millisecond of the day, UTC
+    Column("key_id", Text, nullable=False),
+    Column("app", Text, nullable=False),
+    Column("scene", Text, nullable=False),
+    Column("provider", Text, nullable=False),
+    Column("model", Text, nullable=False),  # as sent to the provider
+    _tokens("input"),
+    _tokens("cached_input"),
+    _tokens("cache_write_5m"),
+    _tokens("cache_write_1h"),
+    _tokens("audio_input"),
+    _tokens("image_input"),
+    _tokens("output"),
+    _tokens("reasoning"),
+    _tokens("audio_output"),
+    _amount("amount"),
+    Column("calls", BigInteger, nullable=False, server_default=text("0")),
+    Column("errors", BigInteger, nullable=False, server_default=text("0")),
+    PrimaryKeyConstraint("account", "bucket_at", "key_id", "app", "scene", "provider", "model"),
+    sqlite_with_rowid=False,
+)
+
+# An account's day, once it is folded or something was settled late in it (billing.settlement.day_fold).
+folded_days = Table(
+    "folded_days",
+    metadata,
+    Column("account", _ID, nullable=False),
+    _at("day_at"),
+    # Whether usage_days holds all of the day; if not, it is to be folded anew.
+    Column("whole", Boolean, nullable=False),
+    PrimaryKeyConstraint("account", "day_at"),
+    Index(
+        "ix_folded_days_to_fold",
+        "account",
+        "day_at",
+        sqlite_where=text("NOT whole"),
+        postgresql_where=text("NOT whole"),
+    ),
+    sqlite_with_rowid=False,
+)
+
 products = Table(
     "products",
     metadata,

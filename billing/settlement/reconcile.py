@@ -2,7 +2,8 @@
 
 The checks are read-only and each is one statement: it sees one moment of the database, so a charge
 on its way is never half there. Repair writes derived state alone: accounts.held, the rollup of usage
-and, through its port, a hold store outside of the database. It never touches a balance or an entry.
+with the marks of its folded days and, through its port, a hold store outside of the database. It
+never touches a balance or an entry.
 """
 
 import logging
@@ -11,11 +12,12 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 import msgspec
-from sqlalchemy import func, select, text, update
+from sqlalchemy import delete, func, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing.db.invariants import (
     CHECKS,
+    DAY_DIFFERENCES,
     EXAMPLES_MAX,
     OLDEST_USAGE,
     ROLLUP_DIFFERENCES,
@@ -26,8 +28,9 @@ from billing.db.invariants import (
     window,
 )
 from billing.db.session import Database
-from billing.db.tables import accounts, holds
+from billing.db.tables import accounts, holds, meta
 from billing.holds import GuardUnavailableError
+from billing.settlement.day_fold import FOLDED_TO
 from billing.settlement.registry import AWAY
 from billing.settlement.rollup_order import order_rollup
 
@@ -79,7 +82,7 @@ class Repaired(msgspec.Struct, frozen=True, kw_only=True):
     """What a repair wrote anew."""
 
     held_accounts: int  # accounts whose held credit was not the sum of its holds
-    rollup_groups: int  # groups of the rollup that were wrong
+    rollup_groups: int  # groups of the rollup that were wrong, and folded days
     guard_rebuilt: bool = False  # the hold store loads everything anew; False: it is the database
 
 
@@ -197,9 +200,10 @@ class Reconciler:
         return repaired
 
     async def repair_rollup(self) -> int:
-        """Add to each group of the rollup what it lacks; how many were wrong.
+        """Add to each group of the rollup what it lacks; how many were wrong, folded days too.
 
-        Differences are added, not set: what is settled meanwhile adds to the same rows.
+        Differences are added, not set: what is settled meanwhile adds to the same rows. Folded days
+        that then differ from their quarters are to be folded anew.
         """
         oldest_id = await self._oldest_usage()
         limits = window(self._now_ms(), recent_ms=None, call_ms_max=0, oldest_id=oldest_id)
@@ -211,8 +215,14 @@ class Reconciler:
                 await connection.execute(
                     text("LOCK TABLE usage_quarters IN SHARE UPDATE EXCLUSIVE MODE")
                 )
-            done = await connection.execute(text(_REPAIR_ROLLUP), parameters)
-            return done.rowcount
+                # No fold may be about to sum what lacks these differences; settlement writes none.
+                await connection.execute(text("LOCK TABLE usage_days IN SHARE ROW EXCLUSIVE MODE"))
+            groups = await connection.execute(text(_REPAIR_ROLLUP), parameters)
+            days = await connection.execute(text(_UNFOLD_WRONG))
+            if groups.rowcount:
+                # Of what was wiped, nobody knows any more that it is to be folded.
+                await connection.execute(delete(meta).where(meta.c.key == FOLDED_TO))
+            return groups.rowcount + days.rowcount
 
     async def order_rollup(self) -> None:
         """Put what is old in the rollup where an account's rows lie side by side; best effort."""
@@ -320,3 +330,8 @@ def _repair_rollup_sql() -> str:
 _NAMED: Final = re.compile(r":([a-z_]+)")
 _ACCOUNTS_AT_ONCE: Final = 500
 _REPAIR_ROLLUP: Final = _repair_rollup_sql()
+_UNFOLD_WRONG: Final = (
+    "INSERT INTO folded_days (account, day_at, whole)"  # noqa: S608 - constants
+    f" SELECT DISTINCT account, bucket_at, false FROM ({DAY_DIFFERENCES}) AS differences"
+    " WHERE true ORDER BY 1, 2 ON CONFLICT (account, day_at) DO UPDATE SET whole = false"
+)

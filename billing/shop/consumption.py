@@ -3,23 +3,32 @@
 Amounts are micro-credits, tokens come by class, and every sum is of integers. Calls count in the
 quarter of an hour in which they began: charged ones once their charge is in the ledger, cancelled
 ones once they are recorded. A run's calls are summed one by one, as recorded, charged yet or not.
+
+Of one account, whole days (UTC) within a step are read by day where they are folded
+(billing.settlement.day_fold), the rest by quarters. What is folded and the sums are seen at one
+moment, so no call counts twice or not at all. Everybody's calls are read by quarters: most accounts
+are too small to be folded.
 """
 
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import Final
 from zoneinfo import ZoneInfo
 
 import msgspec
+from msgspec.structs import astuple
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing.db.invariants import BUCKET, IS_FAILURE, ROLLUP_SUMS
 from billing.db.session import Database
-from billing.shop.periods import Period, Span, Step, span_between, span_of
+from billing.shop.periods import DAY_MS, Period, Piece, Span, Step, pieces, span_between, span_of
 
 GROUPS_MAX: Final = 1_000
 
 _UTC: Final = ZoneInfo("UTC")
+
+_Values = dict[str, object]
 
 
 class GroupBy(StrEnum):
@@ -101,7 +110,7 @@ async def consumption(database: Database, question: Question, now: int) -> Consu
         if connection.dialect.name == "postgresql":
             await connection.execute(text(_HASHED))
         span = await _span(connection, question, now)
-        if question.group_by is GroupBy.ACCOUNT:
+        if question.group_by is GroupBy.ACCOUNT and question.account is None:
             # There may be very many: not each of them in each step.
             rows = [
                 *await _ask(connection, question, span, ""),
@@ -152,8 +161,7 @@ async def _span(connection: AsyncConnection, question: Question, now: int) -> Sp
         return span_of(Period.DAY, question.zone, now)
     first_at = None
     if question.period is Period.ALL:
-        own = _OWN if question.account is not None else ""
-        query = f"SELECT MIN(bucket_at) FROM usage_quarters WHERE true{own}"  # noqa: S608
+        query = f"SELECT MIN(bucket_at) FROM usage_quarters WHERE true{_own(question)}"  # noqa: S608
         first_at = await connection.scalar(text(query), _whose(question))
     return span_of(question.period, question.zone, now, first_at=first_at)
 
@@ -163,46 +171,87 @@ async def _ask(
 ) -> list[_Row]:
     """The sums of each step, and of the dearest groups, if there is a column to group by.
 
-    The table is read once. Names of models may be anything that a client asks for: there can be as
+    Each table is read once. Names of models may be anything that a client asks for: there can be as
     many groups as calls, and the database keeps what is left out to itself.
     """
-    name = column or "''"
-    own = _OWN if question.account is not None else ""
-    where = f"bucket_at >= :from_at AND bucket_at < :to_at{own}"
-    source = _RUN if question.run_id else "usage_quarters"
-    values: dict[str, object] = {**_whose(question), "from_at": span.from_at, "to_at": span.to_at}
-    if not steps:
-        counted = (
-            f"SELECT 0 AS step, {name} AS name, {_SUMS} FROM {source} AS q WHERE {where} GROUP BY 2"  # noqa: S608
-        )
-    elif connection.dialect.name == "postgresql":
-        values["edges"] = list(span.edges)
-        number = "width_bucket(bucket_at, CAST(:edges AS bigint[])) - 1"
-        counted = (
-            f"SELECT {number} AS step, {name} AS name, {_SUMS} FROM {source} AS q"  # noqa: S608
-            f" WHERE {where} GROUP BY 1, 2"
-        )
+    quarters, days = pieces(span, await _folded(connection, question, span))
+    if steps and (days or connection.dialect.name != "postgresql"):
+        counted, values = _by_pieces(connection, question, column, quarters, days)
     else:
-        ends = (*span.edges[1:], span.to_at)
-        edges = msgspec.json.encode([*zip(span.edges, ends, strict=True)]).decode()
-        values = {**_whose(question), "edges": edges}
-        # A range of the primary key for each step, one after the other.
-        counted = (
-            f"SELECT step.key AS step, {name} AS name, {_SUMS} FROM json_each(:edges) AS step"  # noqa: S608
-            f" CROSS JOIN {source} AS q WHERE bucket_at >= step.value ->> 0"
-            f" AND bucket_at < step.value ->> 1{own} GROUP BY 1, 2"
-        )
+        counted, values = _at_once(question, span, column, steps=steps)
     parts = ([_BY_STEP] if steps else []) + ([_BY_NAME] if column else [])
     query = f"WITH counted AS MATERIALIZED ({counted}) {' UNION ALL '.join(parts)}"
-    rows = (await connection.execute(text(query), values)).all()
+    rows = (await connection.execute(text(query), _whose(question) | values)).all()
     return [
         _Row(row[0], row[1], row[2], Sums(**dict(zip(ROLLUP_SUMS, row[3:], strict=True))))
         for row in rows
     ]
 
 
-def _whose(question: Question) -> dict[str, object]:
-    values: dict[str, object] = {}
+async def _folded(connection: AsyncConnection, question: Question, span: Span) -> Sequence[int]:
+    """The days (UTC) within the span that can be read as a whole, in their order."""
+    if question.account is None or question.run_id or span.to_at - span.from_at < DAY_MS:
+        return ()
+    values = {"account": question.account, "from_at": span.from_at, "to_at": span.to_at - DAY_MS}
+    return (await connection.scalars(text(_FOLDED), values)).all()
+
+
+def _at_once(question: Question, span: Span, column: str, *, steps: bool) -> tuple[str, _Values]:
+    """The quarters of the whole span by step and group, in one go through the table."""
+    values: _Values = {"from_at": span.from_at, "to_at": span.to_at}
+    number = "0"
+    if steps:
+        number = "width_bucket(bucket_at, CAST(:edges AS bigint[])) - 1"
+        values["edges"] = list(span.edges)
+    where = f"bucket_at >= :from_at AND bucket_at < :to_at{_own(question)}"
+    return _count(number, column, f"{_source(question)} AS q WHERE {where}"), values
+
+
+def _by_pieces(
+    connection: AsyncConnection,
+    question: Question,
+    column: str,
+    quarters: Sequence[Piece],
+    days: Sequence[Piece],
+) -> tuple[str, _Values]:
+    """Days where they are folded and quarters elsewhere: one range of a key after the other."""
+    counts: list[str] = []
+    values: _Values = {}
+    for name, source, some in (
+        ("quarters", _source(question), quarters),
+        ("days", "usage_days", days),
+    ):
+        values |= _columns(connection, name, some)
+        within = f"bucket_at >= piece.from_at AND bucket_at < piece.to_at{_own(question)}"
+        rows = _PIECES[connection.dialect.name].format(name=name, source=source, within=within)
+        counts.append(_count("piece.step", column, rows))
+    return " UNION ALL ".join(counts), values
+
+
+def _count(number: str, column: str, rows: str) -> str:
+    name = column or "''"
+    return f"SELECT {number} AS step, {name} AS name, {_SUMS} FROM {rows} GROUP BY 1, 2"  # noqa: S608
+
+
+def _columns(connection: AsyncConnection, name: str, some: Sequence[Piece]) -> _Values:
+    """The parameters of _PIECES."""
+    rows = [astuple(piece) for piece in some]
+    if connection.dialect.name != "postgresql":
+        return {name: msgspec.json.encode(rows).decode()}
+    columns = list(zip(*rows, strict=True)) or [()] * 3
+    return {f"{name}_{number}": list(column) for number, column in enumerate(columns)}
+
+
+def _own(question: Question) -> str:
+    return _OWN if question.account is not None else ""
+
+
+def _source(question: Question) -> str:
+    return _RUN if question.run_id else "usage_quarters"
+
+
+def _whose(question: Question) -> _Values:
+    values: _Values = {}
     if question.account is not None:
         values["account"] = question.account
     if question.run_id:
@@ -215,11 +264,28 @@ _COLUMNS: Final = {
     GroupBy.SCENE: "scene",
     GroupBy.PROVIDER: "provider",
     GroupBy.KEY: "key_id",
+    GroupBy.ACCOUNT: "account",
 }
-# The server expects far more groups than there are, and would sort a year of rows for them.
+# The server expects far more groups than there are, and would sort a year of rows for them; and far
+# more rows in a range, for which it would compile the query for longer than it takes.
 _HASHED: Final = (
-    "SELECT set_config('work_mem', '64MB', true), set_config('enable_sort', 'off', true)"
+    "SELECT set_config('work_mem', '64MB', true), set_config('enable_sort', 'off', true),"
+    " set_config('jit', 'off', true)"
 )
+_FOLDED: Final = (
+    "SELECT day_at FROM folded_days WHERE account = :account AND whole"
+    " AND day_at >= :from_at AND day_at <= :to_at ORDER BY day_at"
+)
+# A range of the key for each piece, one after the other; parameters begin with a name. PostgreSQL
+# takes a range of which it knows nothing for a two hundredth of the table, and then reads all of
+# the table rather than so many ranges: OFFSET forbids that.
+_PIECES: Final = {
+    "postgresql": "unnest(CAST(:{name}_0 AS integer[]), CAST(:{name}_1 AS bigint[]),"
+    " CAST(:{name}_2 AS bigint[])) AS piece(step, from_at, to_at)"
+    " CROSS JOIN LATERAL (SELECT * FROM {source} AS each WHERE {within} OFFSET 0) AS q",
+    "sqlite": "(SELECT value ->> 0 AS step, value ->> 1 AS from_at, value ->> 2 AS to_at"
+    " FROM json_each(:{name})) AS piece CROSS JOIN {source} AS q WHERE {within}",
+}
 _OWN: Final = " AND account = :account"
 _SUMS: Final = ", ".join(f"CAST(SUM({name}) AS BIGINT) AS {name}" for name in ROLLUP_SUMS)
 _BY_STEP: Final = f"SELECT step, '', 0, {_SUMS} FROM counted GROUP BY step"  # noqa: S608

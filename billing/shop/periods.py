@@ -12,7 +12,7 @@ midnight, a Monday or a first of the month; the first and the last step are cut 
 
 import datetime as dt
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from enum import StrEnum
 from typing import Final
 from zoneinfo import ZoneInfo
@@ -60,6 +60,14 @@ class Span(msgspec.Struct, frozen=True, kw_only=True):
     ]  # the first is from_at; each step ends where the next begins, or at to_at
 
 
+class Piece(msgspec.Struct, frozen=True):
+    """A part of one step, by the step's number."""
+
+    step: int
+    from_at: int
+    to_at: int
+
+
 class UnknownZoneError(ValueError):
     """No time zone has this name."""
 
@@ -96,6 +104,37 @@ def span_between(first_at: int, last_at: int, zone: ZoneInfo) -> Span:
     to_at = last_at - last_at % QUARTER_MS + QUARTER_MS
     days = (to_at - from_at) // DAY_MS
     return _cut(from_at, to_at, Step.HOUR if days <= 1 else _step_for(days), zone)
+
+
+def pieces(span: Span, days: Iterable[int]) -> tuple[list[Piece], list[Piece]]:
+    """A span as what lies outside of some UTC days, and those days, as far as they lie in one step.
+
+    `days`: their begins, in order. A day that a step begins or ends in is outside of it.
+    """
+    outside: list[Piece] = []
+    inside: list[Piece] = []
+    left = iter(days)
+    day = next(left, span.to_at)
+    ends = (*span.edges[1:], span.to_at)
+    for step, (at, end) in enumerate(zip(span.edges, ends, strict=True)):
+        done = at
+        while day + DAY_MS <= end:
+            if day >= done:
+                _add(outside, Piece(step, done, day))
+                _add(inside, Piece(step, day, day + DAY_MS))
+                done = day + DAY_MS
+            day = next(left, span.to_at)
+        _add(outside, Piece(step, done, end))
+    return outside, inside
+
+
+def _add(found: list[Piece], piece: Piece) -> None:
+    """Put together what is one after the other."""
+    if piece.from_at == piece.to_at:
+        return
+    if found and (found[-1].step, found[-1].to_at) == (piece.step, piece.from_at):
+        piece = Piece(piece.step, found.pop().from_at, piece.to_at)
+    found.append(piece)
 
 
 def _step_for(days: int) -> Step:

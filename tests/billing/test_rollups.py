@@ -2,9 +2,9 @@
 
 import msgspec
 
-from billing.db.invariants import QUARTER_MS, ROLLUP_SUMS
+from billing.db.invariants import DAY_MS, QUARTER_MS, ROLLUP_SUMS
 from billing.events import ChargeEvent
-from billing.rollups import COLUMNS, Rollup
+from billing.rollups import COLUMNS, Rollup, foldable_before, late_before
 from pricing_rules.usage import Usage
 from tests.support.money import T0, charge
 
@@ -69,3 +69,25 @@ def test_a_call_that_failed_is_counted_as_an_error_too() -> None:
     rollup.add(event(30), failed=True)
     rollup.add(event(12))
     assert rollup.rows() == [row("alice", QUARTER, (20, 4, 10, 2, 42, 2, 1))]
+
+
+def test_groups_of_before_yesterday_are_late() -> None:
+    """T0 is 14:13 of a day: what began before the midnight that yesterday began with is late."""
+    today = T0 - T0 % DAY_MS
+    rollup = Rollup()
+    for account, started_at in (
+        ("bob", today - DAY_MS - 1), ("bob", today - 2 * DAY_MS), ("alice", today - DAY_MS),
+        ("alice", T0), ("alice", today - 9 * DAY_MS + 5),
+    ):  # fmt: skip
+        rollup.add(event(1, account=account, started_at=started_at))
+    assert rollup.late_days(T0) == [
+        ("alice", today - 9 * DAY_MS), ("bob", today - 2 * DAY_MS),
+    ]  # fmt: skip
+    assert rollup.late_days(today - 1) == [("alice", today - 9 * DAY_MS)]
+    assert Rollup().late_days(T0) == []
+
+
+def test_a_day_is_foldable_two_days_after_its_end() -> None:
+    today = T0 - T0 % DAY_MS
+    assert foldable_before(T0) == today - 2 * DAY_MS
+    assert late_before(T0) == today - DAY_MS

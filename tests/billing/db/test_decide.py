@@ -11,6 +11,7 @@ from billing.db.decide import (
     refused_ids,
     with_earlier_grants,
 )
+from billing.db.invariants import DAY_MS
 from billing.db.rows import Waiting, digest_of, hold_row
 from billing.events import Finish
 from billing.holds import Applied, Granted, Refused
@@ -191,6 +192,13 @@ class TestSettlement:
         assert [account.updated_at for account in settlement.batch.changed()] == [NOW]
         [applied] = settlement.applied()
         assert (applied.final_ids, applied.estimates) == ((), (("e1", stays),))
+
+    def test_charges_that_come_late_say_so(self) -> None:
+        """A call of NOW's own day is in time; five days later it is not."""
+        assert settled(charge("e1", 30)).late_days() == []
+        late = Settlement([waiting(charge("e1", 30))], NOW + 5 * DAY_MS)
+        late.decide([ALICE], [], set())
+        assert late.late_days() == [("alice", T0 - T0 % DAY_MS)]
 
     def test_a_final_takes_the_place_of_its_estimate(self) -> None:
         guess, word = estimate("e1", 30), charge("e1", 50)
