@@ -24,7 +24,7 @@ POINTS = {
     "turn_committed": 25,
     "after_commit": 5,
     "after_last_bytes": 5,
-    "settled_uncommitted": 3,
+    "settled_uncommitted": 1,  # under load charges gather: there are few batches
 }
 # Only reached while the database is away: tests/billing/settlement/ tries these.
 SPOOL_POINTS = {"before_spool", "spool_unsynced", "spool_replayed"}
@@ -42,6 +42,8 @@ SHOP_POINTS = {
 }
 # So is this: tests/billing/rerating/ and tests/e2e/test_rerating.py try these.
 RERATING_POINTS = {"rerating_promised", "rerating_held", "rerating_posted"}
+# And this one: tests/billing/settlement/test_day_fold.py.
+FOLD_POINTS = {"days_folded_uncommitted"}
 
 
 def named_points() -> set[str]:
@@ -54,9 +56,8 @@ def named_points() -> set[str]:
 
 
 def test_every_point_is_tried() -> None:
-    assert (
-        named_points() == set(POINTS) | SPOOL_POINTS | BROKER_POINTS | SHOP_POINTS | RERATING_POINTS
-    )
+    elsewhere = SPOOL_POINTS | BROKER_POINTS | SHOP_POINTS | RERATING_POINTS | FOLD_POINTS
+    assert named_points() == set(POINTS) | elsewhere
 
 
 @pytest.fixture(scope="module")

@@ -54,7 +54,7 @@ def changed(*changes: tuple[tuple[str | int, ...], object]) -> dict[str, object]
             if value is _GONE:
                 del at[place[-1]]
             else:
-                at[place[-1]] = value
+                at[place[-1]] = copy.deepcopy(value)  # later changes may go into it
     return answer
 
 

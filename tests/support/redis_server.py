@@ -25,7 +25,8 @@ class RedisServer:
 
     def __init__(self, directory: Path, *options: str, tls: bool = False, port: int = 0) -> None:
         self.directory = directory
-        self.port = port or free_port()
+        # A cluster's nodes speak to each other ten thousand above it.
+        self.port = port or free_port(55_535)
         self._options = options
         self._tls = tls
         self._process: subprocess.Popen[bytes] | None = None

@@ -30,6 +30,10 @@ class TcpProxy:
     async def __aexit__(self, *_: object) -> None:
         assert self._server is not None
         self._server.close()
+        for _turn in range(
+            3
+        ):  # what was accepted a moment ago has yet to begin, and to be known here
+            await asyncio.sleep(0)
         self.cut()
         for task in list(self._tasks):
             task.cancel()
@@ -47,7 +51,7 @@ class TcpProxy:
         task.add_done_callback(self._tasks.discard)
         try:
             up_reader, up_writer = await asyncio.open_connection("127.0.0.1", self.target)
-        except OSError:
+        except (OSError, asyncio.CancelledError):
             writer.transport.abort()
             return
         self._writers |= {writer, up_writer}

@@ -3,7 +3,7 @@
 import asyncio
 import struct
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 
 import pytest
 
@@ -41,8 +41,13 @@ async def session_pooler(behind: int, *, ignores: bool) -> AsyncIterator[int]:
         start = struct.pack("!I", PROTOCOL) + b"".join(b"%b\0%b\0" % pair for pair in known) + b"\0"
         from_server, to_server = await asyncio.open_connection("127.0.0.1", behind)
         to_server.write(struct.pack("!I", 4 + len(start)) + start)
-        with suppress(OSError):
+        try:
             await asyncio.gather(pump(reader, to_server), pump(from_server, writer))
+        except OSError:
+            pass
+        finally:
+            for each in (writer, to_server):
+                each.transport.abort()
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     async with server:

@@ -3,7 +3,7 @@
 import asyncio
 import ssl
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -70,15 +70,19 @@ async def tls_in_front(port: int, context: ssl.SSLContext) -> AsyncIterator[int]
         writer.close()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        assert await reader.readexactly(8) == b"\0\0\0\x08\x04\xd2\x16\x2f", "asks for TLS"
-        writer.write(b"S")
         try:
+            assert await reader.readexactly(8) == b"\0\0\0\x08\x04\xd2\x16\x2f", "asks for TLS"
+            writer.write(b"S")
             await writer.start_tls(context)
+            behind_reader, behind_writer = await asyncio.open_connection("127.0.0.1", port)
+            try:
+                await asyncio.gather(pump(reader, behind_writer), pump(behind_reader, writer))
+            finally:
+                behind_writer.transport.abort()
         except (ssl.SSLError, OSError):
-            return  # a client that trusts somebody else
-        behind_reader, behind_writer = await asyncio.open_connection("127.0.0.1", port)
-        with suppress(OSError):
-            await asyncio.gather(pump(reader, behind_writer), pump(behind_reader, writer))
+            pass  # a client that trusts somebody else, or one that has left
+        finally:
+            writer.transport.abort()
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     async with server:
