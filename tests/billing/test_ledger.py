@@ -6,6 +6,8 @@ import pytest
 from billing.events import Finish, payload_hash
 from billing.ledger import (
     AMOUNT_MAX,
+    CHARGE_REFUND_LABEL,
+    CHARGE_RERATE_LABEL,
     Account,
     Batch,
     Dropped,
@@ -279,6 +281,26 @@ class TestLabels:
         assert default_label(source, "en") == english
         assert posted(batch(), entry(source=source)).entry.source_label == chinese
         assert label_in("en", source, chinese) == english
+
+    def test_an_entry_is_not_posted_before_the_last_one_of_its_account(self) -> None:
+        """The other's clock was ahead."""
+        result = posted(batch(account(5, updated_at=NOW + 7)), entry())
+        assert result.entry.posted_at == NOW + 7
+
+    @pytest.mark.parametrize(
+        ("label", "source", "english"),
+        [
+            (CHARGE_REFUND_LABEL, "charge", "AI call refunded"),
+            (CHARGE_RERATE_LABEL, "charge", "AI call re-rated"),
+            (CHARGE_REFUND_LABEL, "manual", CHARGE_REFUND_LABEL),
+            ("mine", "charge", "mine"),
+        ],
+    )
+    def test_labels_of_corrections_are_translated(
+        self, label: str, source: str, english: str
+    ) -> None:
+        assert label_in("en", source, label) == english
+        assert label_in("zh", source, label) == label
 
     def test_an_own_label_wins(self) -> None:
         result = posted(batch(), entry(source="purchase", source_label="Gift"))

@@ -28,6 +28,12 @@ def window(days: str, tz: str, start: str, end: str, by: str = "2") -> str:
     return f'{{ days = "{days}", tz = "{tz}", from = "{start}", to = "{end}", multiply = "{by}" }}'
 
 
+def test_the_night_from_sunday_ends_on_monday() -> None:
+    (night,) = windows(window("Sun", "UTC", "22:00", "06:00"))
+    assert hours.holds(night, ms("2026-11-30T01:00:00Z"))
+    assert not hours.holds(night, ms("2026-11-29T01:00:00Z"))
+
+
 @pytest.mark.parametrize(
     ("at", "holds"),
     [
@@ -129,7 +135,9 @@ def test_days_are_read(text: str, days: set[int]) -> None:
     assert set(hours.read_days(text) or ()) == days
 
 
-@pytest.mark.parametrize("text", ["", "Monday", "mon", "Mon-", "-Mon", "Mon,,Tue", "Mon Tue", "*"])
+@pytest.mark.parametrize(
+    "text", ["", "Monday", "mon", "Mon-", "-Mon", "Mon,,Tue", "Mon Tue", "Mon\t", "*"]
+)
 def test_what_names_no_days_is_refused(text: str) -> None:
     assert hours.read_days(text) is None
 

@@ -247,6 +247,20 @@ def test_explain_tells_when_a_rule_holds() -> None:
         "past": "it held only until 2026-04-01T00:00:00Z",
         "coming": "it holds only from 2026-06-01T12:00:00.250Z on",
     }
+    more = windowed(
+        ("from_then", "valid_from = 2026-05-01T00:00:00Z"),
+        ("ended", "valid_until = 2026-05-01T00:00:00Z"),
+    )
+    at_that_moment = explain(more, "s", "p", "m", MAY_1)
+    assert [(each.rule.id, each.won) for each in at_that_moment] == [
+        ("from_then", True),
+        ("ended", False),
+    ]
+    assert at_that_moment[1].why == "it held only until 2026-05-01T00:00:00Z"
+    below = windowed(("first", ""), ("second", "valid_from = 2026-04-01T00:00:00Z"))
+    assert explain(below, "s", "p", "m", MAY_1)[1].why == "its priority 1 is below 2"
+    (missed,) = explain(book, "s", "p", "other", MAY_1)[:1]
+    assert (missed.won, missed.missed) == (False, "model")
     whys = [each.why for each in explain(book, "s", "p", "m")][1:]
     assert whys == ["it holds only for some time, and it was not said when the call was"] * 2
 

@@ -76,6 +76,16 @@ def test_a_class_left_out_costs_as_its_parent(lines: str, different: dict[str, i
             'cache_write_5m = "5"',
             {"cache_write_5m": 5, "cache_write_1h": 5},
         ),
+        # The tier moves them by way of the input; those for an hour were cheaper than either.
+        (
+            'cache_write_5m = "5"\ncache_write_1h = "1"',
+            'input = "4"',
+            {
+                **dict.fromkeys(TOKEN_CLASSES[:6], 4),
+                "cache_write_5m": 5,
+                "cache_write_1h": 5,
+            },
+        ),
         ("", 'reasoning = "9"', {"reasoning": 9}),
     ],
 )
@@ -241,3 +251,34 @@ def test_a_rule_does_not_depend_on_how_its_decimals_are_written() -> None:
     one, other = make_rule('input = "2"\noutput = "8"'), make_rule('input = "2.00"\noutput = "8.0"')
     assert (one.cards[0].rates, one.denominator) == (other.cards[0].rates, other.denominator)
     assert msgspec.structs.replace(one, input="2.00", output="8.0", cards=other.cards) == other
+
+
+@pytest.mark.parametrize("tokens", [0, 1, 99, 100, 199, 200, 1_000])
+@pytest.mark.parametrize("minutes", [0, 90])
+def test_the_ceiling_is_the_price_of_the_tier_at_its_dearest_service(
+    tokens: int, minutes: int
+) -> None:
+    rule = make_rule(
+        BASE
+        + 'per_call = "0.000007"\n'
+        + 'tiers = [{ from_input_tokens = 100, input = "4", output = "10" }, '
+        + '{ from_input_tokens = 200, input = "6", output = "11" }]\n'
+        + 'hours = [{ from = "01:00", to = "02:00", multiply = "1.5" }]\n'
+        + 'service_tiers = { priority = "3.3" }\n'
+    )
+    asked = factors_of(rule, minutes * 60_000)
+    dearest = Factors(hours=asked.hours, service_tier="priority", service=multiplier("3.3"))
+    ceiling = ceiling_of(rule, asked).amount(tokens, 7)
+    assert ceiling == price(rule, Usage(input=tokens, output=7), factors=dearest)
+
+
+def test_a_minimum_that_is_missed_by_next_to_nothing_is_a_line() -> None:
+    rule = make_rule('input = "1"\noutput = "1"\nminimum_charge = "0.000002"')
+    charge = breakdown(rule, Usage(input=1))
+    assert [(line.kind, line.micro_credits) for line in charge.lines] == [
+        ("input", "1"),
+        ("minimum_charge", "1"),
+    ]
+    assert charge.amount == 2
+    reached = breakdown(rule, Usage(input=1, output=1))  # by all that was used together
+    assert [line.kind for line in reached.lines] == ["input", "output"]

@@ -85,6 +85,12 @@ class TestGrants:
         assert grants.answers == [refused("insufficient", 0, 0), Granted(0)]
         assert grants.held() == []
 
+    def test_only_who_says_so_may_hold_while_suspended(self) -> None:
+        call = hold("h1")
+        correction = msgspec.structs.replace(hold("h2"), while_suspended=True)
+        grants = Grants([call, correction], {"alice": Credit(1000, 0, 1)})
+        assert grants.answers == [refused("suspended", 1000, 0), Granted(100)]
+
     def test_a_repeat_gets_its_first_grant_and_takes_no_more(self) -> None:
         """Even 0, and even though the account is suspended by now."""
         known = {"h1": 70, "h2": 0}
@@ -199,6 +205,14 @@ class TestSettlement:
         late = Settlement([waiting(charge("e1", 30))], NOW + 5 * DAY_MS)
         late.decide([ALICE], [], set())
         assert late.late_days() == [("alice", T0 - T0 % DAY_MS)]
+
+    def test_what_failed_counts_as_an_error_by_its_own_word(self) -> None:
+        failed, fine = charge("e1", 30), charge("e2", 5)
+        settlement = Settlement([waiting(failed), waiting(fine)], NOW)
+        settlement.decide([ALICE], [], set(), {("e1", 2), ("e2", 1)})
+        expected = sums_of(fine)
+        expected.add(failed.event, failed=True)
+        assert settlement.rollup.rows() == expected.rows()
 
     def test_a_final_takes_the_place_of_its_estimate(self) -> None:
         guess, word = estimate("e1", 30), charge("e1", 50)
