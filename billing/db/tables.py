@@ -308,61 +308,43 @@ admin_audit = Table(
     Column("detail_json", Text, nullable=False, server_default="{}"),
 )
 
+
+def _rollup(name: str) -> Table:
+    """Sums of calls by account, time, key, app, scene, provider and model."""
+    return Table(
+        name,
+        metadata,
+        Column("account", _ID, nullable=False),
+        _at("bucket_at"),  # the first millisecond of the quarter, or day
+        Column("key_id", Text, nullable=False),
+        Column("app", Text, nullable=False),
+        Column("scene", Text, nullable=False),
+        Column("provider", Text, nullable=False),
+        Column("model", Text, nullable=False),  # as sent to the provider
+        _tokens("input"),
+        _tokens("cached_input"),
+        _tokens("cache_write_5m"),
+        _tokens("cache_write_1h"),
+        _tokens("audio_input"),
+        _tokens("image_input"),
+        _tokens("output"),
+        _tokens("reasoning"),
+        _tokens("audio_output"),
+        _amount("amount"),
+        Column("calls", BigInteger, nullable=False, server_default=text("0")),
+        Column("errors", BigInteger, nullable=False, server_default=text("0")),
+        PrimaryKeyConstraint("account", "bucket_at", "key_id", "app", "scene", "provider", "model"),
+        sqlite_with_rowid=False,
+    )
+
+
 # Derived: the calls in the ledger by the quarter of an hour in which they began, cancelled ones
 # included; kept by the settling transaction, and by the one that records a cancelled call. Wiped, it
 # can be made again from usage and ledger (billing.settlement.reconcile).
-usage_quarters = Table(
-    "usage_quarters",
-    metadata,
-    Column("account", _ID, nullable=False),
-    _at("bucket_at"),  # the quarter's first millisecond
-    Column("key_id", Text, nullable=False),
-    Column("app", Text, nullable=False),
-    Column("scene", Text, nullable=False),
-    Column("provider", Text, nullable=False),
-    Column("model", Text, nullable=False),  # as sent to the provider
-    _tokens("input"),
-    _tokens("cached_input"),
-    _tokens("cache_write_5m"),
-    _tokens("cache_write_1h"),
-    _tokens("audio_input"),
-    _tokens("image_input"),
-    _tokens("output"),
-    _tokens("reasoning"),
-    _tokens("audio_output"),
-    _amount("amount"),
-    Column("calls", BigInteger, nullable=False, server_default=text("0")),
-    Column("errors", BigInteger, nullable=False, server_default=text("0")),
-    PrimaryKeyConstraint("account", "bucket_at", "key_id", "app", "scene", "provider", "model"),
-    sqlite_with_rowid=False,
-)
+usage_quarters = _rollup("usage_quarters")
 
 # Derived: the sums of an account's quarters by days (UTC), of those days that are folded.
-usage_days = Table(
-    "usage_days",
-    metadata,
-    Column("account", _ID, nullable=False),
-    _at("bucket_at"),  # the first millisecond of the day, UTC
-    Column("key_id", Text, nullable=False),
-    Column("app", Text, nullable=False),
-    Column("scene", Text, nullable=False),
-    Column("provider", Text, nullable=False),
-    Column("model", Text, nullable=False),  # as sent to the provider
-    _tokens("input"),
-    _tokens("cached_input"),
-    _tokens("cache_write_5m"),
-    _tokens("cache_write_1h"),
-    _tokens("audio_input"),
-    _tokens("image_input"),
-    _tokens("output"),
-    _tokens("reasoning"),
-    _tokens("audio_output"),
-    _amount("amount"),
-    Column("calls", BigInteger, nullable=False, server_default=text("0")),
-    Column("errors", BigInteger, nullable=False, server_default=text("0")),
-    PrimaryKeyConstraint("account", "bucket_at", "key_id", "app", "scene", "provider", "model"),
-    sqlite_with_rowid=False,
-)
+usage_days = _rollup("usage_days")
 
 # An account's day, once it is folded or something was settled late in it (billing.settlement.day_fold).
 folded_days = Table(
