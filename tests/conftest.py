@@ -8,6 +8,8 @@ from hypothesis import HealthCheck, Phase, settings
 from tests.support.redis_server import own_redis, redis, shared_redis
 from tests.support.services import durable_postgres, postgres, postgres_url
 
+pytest_plugins = ["tests.support.watchdog"]
+
 settings.register_profile("ci", derandomize=True, deadline=None, print_blob=True)
 settings.register_profile("dev", deadline=None, print_blob=True)
 # A mutant is to be caught, not explained: no shrinking. mutmut runs the tests more than once in a
