@@ -179,6 +179,9 @@ async def _serve(
         log.hide(admin_token)
         servers = _servers(parts, admin_token, listeners, neighbours)
         collect_rarely()
+        if parts.registration is not None:
+            # What came since it was entered may have taken longer than an entry holds.
+            await parts.registration.beat()
         async with _running(parts, servers):
             if seat is None:
                 print(said, flush=True)  # noqa: T201 - for people

@@ -4,7 +4,6 @@ import contextlib
 import os
 import signal
 import socket
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ from tests.support.gateway import DEADLINE_SECONDS, free_port, until
 from tests.support.provider import ScriptedProvider, json_answer
 from tests.support.rawhttp import RawClient, Reply, chat, request
 from tests.support.services import PostgresServer
+from tests.support.warm import WarmProcess
 
 WORKER_APART = "\n[ledger_worker]\nembedded = false\n"
 WHOLE_PRICE = 360  # of a Stream: 2 for each of 100 tokens, 8 for each of 20
@@ -189,15 +189,15 @@ def test_processes_end_with_the_one_that_looks_after_them(processes: Fleet) -> N
     wait_gone(orphans)
 
 
-def one_forked(_: Fleet, parent: subprocess.Popen[bytes], _gateway: FleetGateway) -> None:
+def one_forked(_: Fleet, parent: WarmProcess, _gateway: FleetGateway) -> None:
     until(lambda: children_of(parent.pid) or None, "a process")
 
 
-def one_registered(fleet: Fleet, _: subprocess.Popen[bytes], _gateway: FleetGateway) -> None:
+def one_registered(fleet: Fleet, _: WarmProcess, _gateway: FleetGateway) -> None:
     until(lambda: fleet.number("SELECT count(*) FROM processes") or None, "a registration")
 
 
-def ready_unheard(_: Fleet, parent: subprocess.Popen[bytes], gateway: FleetGateway) -> None:
+def ready_unheard(_: Fleet, parent: WarmProcess, gateway: FleetGateway) -> None:
     """A process says that it is ready, and the supervisor never gets to reading it."""
     until(lambda: len(children_of(parent.pid)) == 2 or None, "two processes")
     parent.send_signal(signal.SIGSTOP)
@@ -210,18 +210,11 @@ def ready_unheard(_: Fleet, parent: subprocess.Popen[bytes], gateway: FleetGatew
 def test_processes_end_with_a_supervisor_killed_while_they_start(
     processes: Fleet,
     tmp_path: Path,
-    moment: Callable[[Fleet, subprocess.Popen[bytes], FleetGateway], None],
+    moment: Callable[[Fleet, WarmProcess, FleetGateway], None],
 ) -> None:
     gateway = FleetGateway(tmp_path / "starting", "http://127.0.0.1:9/v1", processes.url, "", 2)
     with (tmp_path / "output").open("wb") as output:
-        parent = subprocess.Popen(
-            gateway.command(),
-            cwd=gateway.folder,
-            env=gateway.environment,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-        )
+        parent = gateway.begin(output)
     try:
         moment(processes, parent, gateway)
         parent.send_signal(signal.SIGSTOP)  # so that it makes no other between look and kill
@@ -241,15 +234,7 @@ def test_stop_during_the_start_of_processes_ends_it_in_order(
     """As a terminal does it: the signal reaches all of them."""
     gateway = FleetGateway(tmp_path / "starting", "http://127.0.0.1:9/v1", processes.url, "", 2)
     with (tmp_path / "output").open("wb") as output:
-        parent = subprocess.Popen(
-            gateway.command(),
-            cwd=gateway.folder,
-            env=gateway.environment,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-        )
+        parent = gateway.begin(output, new_session=True)
     try:
         one_registered(processes, parent, gateway)
         os.killpg(parent.pid, signal.SIGINT)

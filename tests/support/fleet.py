@@ -3,8 +3,6 @@
 import asyncio
 import contextlib
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,7 +15,6 @@ from billing.settlement.reconcile import Reconciler
 from llm_gateway import clock
 from tests.support.gateway import (
     DEADLINE_SECONDS,
-    LLM_GATEWAY,
     REPOSITORY,
     GatewayProcess,
     TestAccount,
@@ -36,9 +33,11 @@ from tests.support.provider import (
 )
 from tests.support.rawhttp import RawClient, chat, request
 from tests.support.services import pg_rows
+from tests.support.warm import WarmProcess
 
 # The registry of these tests: quicker than the product's, and slow enough for a busy machine.
 PACE = ("0.4", "3.0", "4.0")
+RUN_PACED = REPOSITORY / "tests" / "support" / "run_paced.py"
 
 
 FIRST = event(delta("one"))
@@ -58,9 +57,9 @@ class FleetGateway(GatewayProcess):
         super().__init__(folder, base_url, config=f'\n[database]\nurl = "{url}"\n{config}')
         self._processes = processes
 
-    def command(self) -> list[str]:
-        script = str(REPOSITORY / "tests" / "support" / "run_paced.py")
-        return [sys.executable, script, *PACE, "serve", str(self._processes)]
+    @override
+    def program(self) -> tuple[Path | None, list[str]]:
+        return RUN_PACED, [*PACE, "serve", str(self._processes)]
 
     @property
     @override
@@ -114,16 +113,13 @@ class Worker:
 
     def __init__(self, gateway: FleetGateway, *, paced: bool = True) -> None:
         self._log = gateway.folder / f"worker-{id(self)}.log"
-        script = str(REPOSITORY / "tests" / "support" / "run_paced.py")
-        command = [sys.executable, script, *PACE, "worker"] if paced else [*LLM_GATEWAY, "worker"]
         with self._log.open("ab") as log:
-            self.process = subprocess.Popen(
-                command,
-                cwd=gateway.folder,
-                env=gateway.environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
+            self.process = WarmProcess(
+                [*PACE, "worker"] if paced else ["worker"],
+                script=RUN_PACED if paced else None,
+                folder=gateway.folder,
+                environment=gateway.environment,
+                output=log.fileno(),
             )
 
     @property

@@ -6,15 +6,15 @@ import os
 import signal
 import socket
 import sqlite3
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import BinaryIO, Self, TypeVar
 
 from tests.support.rawhttp import RawClient, Reply, request
+from tests.support.warm import WarmProcess
 
 T = TypeVar("T")
 
@@ -227,7 +227,7 @@ class GatewayProcess:
         self.folder = folder
         self.port = free_port()
         self.database = folder / "data" / "gateway.db"
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: WarmProcess | None = None
         self._accounts = 0
         self._log = folder / "output.log"
         (folder / "prices.toml").write_text(PRICES)
@@ -249,24 +249,30 @@ class GatewayProcess:
         """Start it and wait until it is ready; what a failed test left running is killed first."""
         if self.running:
             self.kill9()
-        command = self.command()
-        if failpoint:
-            script = REPOSITORY / "tests" / "support" / "serve_with_failpoints.py"
-            command = [sys.executable, str(script), failpoint, str(at), "serve"]
         with self._log.open("ab") as log:
-            self._process = subprocess.Popen(
-                command,
-                cwd=self.folder,
-                env=self.environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
+            self._process = self.begin(log, failpoint=failpoint, at=at)
         until(self._ready, "the gateway to get ready")
 
-    def command(self) -> list[str]:
-        """What is run."""
-        return [*LLM_GATEWAY, "serve"]
+    def begin(
+        self, output: BinaryIO, *, failpoint: str = "", at: int = 1, new_session: bool = False
+    ) -> WarmProcess:
+        """Start one, and leave it to the caller."""
+        script, arguments = self.program()
+        if failpoint:
+            script = REPOSITORY / "tests" / "support" / "serve_with_failpoints.py"
+            arguments = [failpoint, str(at), *arguments]
+        return WarmProcess(
+            arguments,
+            script=script,
+            folder=self.folder,
+            environment=self.environment,
+            output=output.fileno(),
+            new_session=new_session,
+        )
+
+    def program(self) -> tuple[Path | None, list[str]]:
+        """The script that is run, None for `llm-gateway` itself, and its arguments."""
+        return None, ["serve"]
 
     @property
     def environment(self) -> dict[str, str]:
