@@ -25,6 +25,8 @@ from billing.db import migrate
 
 T = TypeVar("T")
 
+ANSWER_SECONDS: Final = 40.0  # for what a test asks a server; less than any test has
+
 _names: Final = count(1)
 _TEMPLATE: Final = "gateway_template"
 
@@ -60,9 +62,18 @@ def package_file(package: str, *parts: str) -> Path:
 
 
 def blocking(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    """Run a coroutine to its end in a loop of its own, also where a loop runs already."""
+    """Run a coroutine to its end in a loop of its own, also where a loop runs already.
+
+    Raises TimeoutError after ANSWER_SECONDS: an alarm that comes while a thread is waited for is
+    followed by waiting for that thread, and no second alarm comes.
+    """
+
+    async def bounded() -> T:
+        async with asyncio.timeout(ANSWER_SECONDS):
+            return await work()
+
     with ThreadPoolExecutor(1) as thread:
-        return thread.submit(lambda: asyncio.run(work())).result()
+        return thread.submit(lambda: asyncio.run(bounded())).result()
 
 
 class PostgresServer:
@@ -109,9 +120,8 @@ class PostgresServer:
 
     def kill(self) -> None:
         """Kill -9 of the postmaster and all its children, as a machine that loses its power."""
-        pid = int((self._data / "postmaster.pid").read_text().splitlines()[0])
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        for each in (pid, *map(int, children)):
+        pid, *children = self._all()
+        for each in (pid, *children):
             os.kill(each, signal.SIGKILL)
         while _runs(pid):
             time.sleep(0.01)
@@ -123,15 +133,24 @@ class PostgresServer:
         self._signal_all(signal.SIGSTOP)
 
     def resume(self) -> None:
-        """Let it go on after `pause`."""
+        """Let it go on after `pause`: all of it, or whoever waits for one of it waits for ever.
+
+        A list of children that is read while one of them ends may leave out another.
+        """
         self._signal_all(signal.SIGCONT)
+        while any(map(_is_stopped, self._all())):
+            self._signal_all(signal.SIGCONT)
 
     def _signal_all(self, number: signal.Signals) -> None:
-        pid = int((self._data / "postmaster.pid").read_text().splitlines()[0])
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        for each in (pid, *map(int, children)):
+        for each in self._all():
             with suppress(ProcessLookupError):  # the parent goes first, and may end a child
                 os.kill(each, number)
+
+    def _all(self) -> list[int]:
+        """The postmaster, then its children."""
+        pid = int((self._data / "postmaster.pid").read_text().splitlines()[0])
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        return [pid, *map(int, children)]
 
     def url(self, database: str) -> str:
         """The address of a database, as the configuration takes it."""
@@ -219,6 +238,13 @@ def _runs(pid: int) -> bool:
         return False
 
 
+def _is_stopped(pid: int) -> bool:
+    try:
+        return "\nState:\tT" in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+
+
 def pg_dsn(url: str) -> str:
     """The address as asyncpg takes it."""
     return url.replace("postgresql+asyncpg:", "postgresql:", 1)
@@ -230,9 +256,15 @@ def pg_rows(url: str, statement: str, *values: object) -> list[tuple[object, ...
     async def run() -> list[tuple[object, ...]]:
         connection = await asyncpg.connect(pg_dsn(url))
         try:
-            return [tuple(row) for row in await connection.fetch(statement, *values)]
-        finally:
+            rows = await connection.fetch(statement, *values)
+        except asyncio.CancelledError:
+            connection.terminate()  # closing in order would wait for the server again
+            raise
+        except BaseException:
             await connection.close()
+            raise
+        await connection.close()
+        return [tuple(row) for row in rows]
 
     return blocking(run)
 
