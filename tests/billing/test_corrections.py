@@ -29,7 +29,8 @@ from billing.ledger import AMOUNT_MAX, label_in
 from billing.lists import PageRequest
 from billing.shop.fields import InvalidFieldsError
 from billing.shop.orders import UnknownOrderError
-from tests.support.money import T0, Place, charge, estimate, hold, migrated, purchase
+from tests.support.migrated import migrated
+from tests.support.money import T0, Place, charge, estimate, hold, purchase
 from tests.support.shop import ADMIN, Gone, Shop, die, end, many_shops, open_shop
 
 

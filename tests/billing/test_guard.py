@@ -14,7 +14,8 @@ from billing.guard import Admitted, Bounds, CreditBalanceGuard, Plan, admit, pla
 from billing.holds import GuardUnavailableError, Refused
 from billing.holds.database import DatabaseHoldStore
 from pricing_rules.price import Ceiling
-from tests.support.money import context, hold, hot_database, migrated, new_id, purchase, rows
+from tests.support.migrated import migrated
+from tests.support.money import context, hold, hot_database, new_id, purchase, rows
 
 # 2 micro-credits per input token, 8 per output token, 5 per call.
 RATES = Ceiling(input_rate=2, output_rate=8, fee=5, denominator=1)

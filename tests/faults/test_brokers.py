@@ -20,7 +20,8 @@ from billing.settlement.delivery import Delivery, make_delivery
 from billing.settlement.messages import REQUESTED_TOPIC, SETTLED_TOPIC
 from billing.settlement.subscriber import BrokerWorker
 from tests.support.broker_servers import SERVERS, BrokerServer
-from tests.support.money import T0, charge, migrated, new_id, outbox_payloads, purchase, rows
+from tests.support.migrated import migrated
+from tests.support.money import T0, charge, new_id, outbox_payloads, purchase, rows
 
 ACCOUNTS = ("alice", "bob", "carol", "dave", "erin")
 BOUGHT = 1_000_000

@@ -13,12 +13,12 @@ from billing.holds.database import DatabaseHoldStore
 from llm_gateway.config import SceneConfig
 from llm_gateway.hold_watch import LOOK_BYTES, HoldWatch
 from llm_gateway.meter import StreamMeter
+from tests.support.migrated import migrated
 from tests.support.money import (
     charge,
     execute,
     hold,
     hot_database,
-    migrated,
     new_id,
     purchase,
     rows,

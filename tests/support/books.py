@@ -16,7 +16,8 @@ from billing.holds.database import DatabaseHoldStore
 from billing.settlement.desk import Desk
 from billing.settlement.reconcile import Reconciler
 from llm_gateway import clock
-from tests.support.money import T0, charge, hold, migrated, purchase
+from tests.support.migrated import migrated
+from tests.support.money import T0, charge, hold, purchase
 
 PROCESS = "process-of-the-test"
 

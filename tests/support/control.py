@@ -1,17 +1,14 @@
 """The control plane on a real database of either engine, with clocks that only the test moves."""
 
 import asyncio
-import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from functools import cache
 from pathlib import Path
 
 from billing.accounts import Accounts
 from billing.admins import Admins
 from billing.audit import AuditTrail
 from billing.books import PriceBooks
-from billing.db import migrate
 from billing.db.engine import hot_database
 from billing.db.session import Database, sqlite_path
 from billing.holds.database import DatabaseHoldStore
@@ -21,6 +18,7 @@ from billing.settlement.desk import Desk
 from billing.settlement.reconcile import Reconciler
 from llm_gateway.clock import new_event_id
 from llm_gateway.shop import Shop, open_shop
+from tests.support.migrated import migrated
 from tests.support.services import pg_rows
 
 PROCESS = "process-of-the-test"
@@ -163,23 +161,11 @@ def _let_in(url: str, *, allow: bool) -> None:
         pg_rows(f"{server}/postgres", end, name)
 
 
-@cache
-def _migrated() -> bytes:
-    """A migrated database as a file's content: migrating takes longer than most tests."""
-    with tempfile.TemporaryDirectory() as directory:
-        path = Path(directory) / "gateway.db"
-        migrate.upgrade(f"sqlite+aiosqlite:///{path}")
-        assert not path.with_name("gateway.db-wal").exists()
-        return path.read_bytes()
-
-
 @asynccontextmanager
 async def control(place: Path | str) -> AsyncIterator[Control]:
     """A control plane on a fresh SQLite file in a directory, or on a migrated database by its address."""
     if isinstance(place, Path):
-        path = place / "gateway.db"
-        path.write_bytes(_migrated())
-        place = f"sqlite+aiosqlite:///{path}"
+        place = f"sqlite+aiosqlite:///{migrated(place)}"
     plane = Control(place, Clock())
     await plane.hot.start()
     try:

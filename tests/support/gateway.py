@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Self, TypeVar
 
+from tests.support.migrated import migrated
 from tests.support.rawhttp import RawClient, Reply, request
 from tests.support.warm import WarmProcess
 
@@ -230,6 +231,9 @@ class GatewayProcess:
         self._process: WarmProcess | None = None
         self._accounts = 0
         self._log = folder / "output.log"
+        if "[database]" not in config:
+            self.database.parent.mkdir(mode=0o700)
+            migrated(self.database.parent)
         (folder / "prices.toml").write_text(PRICES)
         (folder / "gateway.toml").write_text(
             CONFIG.format(port=self.port, base_url=base_url, shutdown_seconds=shutdown_seconds)

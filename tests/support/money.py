@@ -119,13 +119,6 @@ def purchase(amount: int, *, account: str = "alice", event_id: str = "") -> Entr
     )
 
 
-def migrated(directory: Path) -> Path:
-    """A new, empty database."""
-    path = directory / "gateway.db"
-    migrate.upgrade(f"sqlite+aiosqlite:///{path}")
-    return path
-
-
 @asynccontextmanager
 async def hot_database(place: Place) -> AsyncIterator[engines.Engine]:
     """A started hot database whose clock stands still; its invariants are checked at the end."""

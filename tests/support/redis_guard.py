@@ -19,7 +19,8 @@ from billing.holds.redis import RedisHoldStore
 from billing.holds.redis_connection import parse_address
 from billing.holds.scripts import SOURCES, Script, keys_of
 from billing.ledger import Posted
-from tests.support.money import T0, hold, migrated, new_id, purchase
+from tests.support.migrated import migrated
+from tests.support.money import T0, hold, new_id, purchase
 from tests.support.redis_server import RedisServer
 
 _names = count(1)

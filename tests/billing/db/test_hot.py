@@ -13,6 +13,7 @@ from billing.db.engine import Engine
 from billing.db.hot import EventConflictError
 from billing.holds import Granted, HoldBeat, Refused
 from billing.ledger import Entry, EntryRefused, Posted, Repeated
+from tests.support.migrated import migrated
 from tests.support.money import (
     T0,
     Place,
@@ -22,7 +23,6 @@ from tests.support.money import (
     execute,
     hold,
     hot_database,
-    migrated,
     new_id,
     purchase,
     rows,

@@ -1,7 +1,6 @@
 """Any interleaving of holds, charges, settlement, cancellation and crashes keeps every micro-credit."""
 
 import asyncio
-import shutil
 import sqlite3
 import tempfile
 from contextlib import closing
@@ -24,13 +23,13 @@ from billing.db.hot import EventConflictError
 from billing.db.invariants import check_invariants
 from billing.events import Finish
 from billing.holds import Granted, HoldBeat
+from tests.support.migrated import migrated
 from tests.support.money import (
     T0,
     Place,
     cancelled,
     charge,
     hold,
-    migrated,
     new_id,
     purchase,
     rows,
@@ -42,14 +41,6 @@ from tests.support.services import PostgresServer
 ACCOUNTS = ("alice", "bob")
 # Interleavings, not the disk, are tried here: thousands of fsyncs would only take time.
 MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
-_template: list[Path] = []
-
-
-def new_database(directory: Path) -> Path:
-    """A copy of one migrated file: Alembic is slower than a whole example."""
-    if not _template:
-        _template.append(migrated(Path(tempfile.mkdtemp(prefix="gateway-template-"))))
-    return Path(shutil.copy(_template[0], directory / "gateway.db"))
 
 
 class Call:
@@ -92,7 +83,7 @@ class MoneyMachine(RuleBasedStateMachine):
 
     def new_place(self) -> Place:
         self.directory = tempfile.TemporaryDirectory(dir=MEMORY)
-        return new_database(Path(self.directory.name))
+        return migrated(Path(self.directory.name))
 
     def drop_place(self) -> None:
         self.directory.cleanup()
@@ -290,7 +281,7 @@ def test_interleavings_on_postgres(postgres: PostgresServer) -> None:
 
 
 def test_the_checks_see_what_is_wrong(tmp_path: Path) -> None:
-    path = new_database(tmp_path)
+    path = migrated(tmp_path)
     with closing(sqlite3.connect(path)) as connection:
         connection.execute(
             "INSERT INTO accounts (account, balance, held, seq, total_rewarded, created_at,"

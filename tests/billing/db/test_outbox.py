@@ -9,6 +9,7 @@ import pytest
 from billing.db.engine import Engine
 from billing.db.outbox import StrayMessage
 from billing.events import Revision
+from tests.support.migrated import migrated
 from tests.support.money import (
     T0,
     Place,
@@ -17,7 +18,6 @@ from tests.support.money import (
     execute,
     hold,
     hot_database,
-    migrated,
     new_id,
     outbox_payloads,
     purchase,

@@ -11,11 +11,11 @@ import pytest
 from billing import failpoints
 from billing.db.hot import DatabaseUnavailableError
 from billing.db.sqlite import SqliteHotDatabase
+from tests.support.migrated import migrated
 from tests.support.money import (
     T0,
     charge,
     hot_database,
-    migrated,
     new_id,
     purchase,
     rows,

@@ -31,13 +31,13 @@ from billing.holds import Granted, HoldBeat, HoldStore, Refused
 from billing.holds.database import DatabaseHoldStore
 from tests.model.guard_model import Answer, Beat, Guard
 from tests.model.ledger_model import Event, Ledger, Recorded
+from tests.support.migrated import migrated
 from tests.support.money import (
     Place,
     cancelled,
     charge,
     hold,
     hot_database,
-    migrated,
     new_id,
     purchase,
     rows,

@@ -19,7 +19,8 @@ from billing.holds.ledger_view import (
     SqlLedgerView,
     step,
 )
-from tests.support.money import T0, cancelled, charge, estimate, migrated, new_id, purchase
+from tests.support.migrated import migrated
+from tests.support.money import T0, cancelled, charge, estimate, new_id, purchase
 
 
 class Place:

@@ -8,7 +8,8 @@ import pytest
 from billing.holds import Granted, GuardUnavailableError, HoldBeat, Refused
 from billing.holds.database import DatabaseHoldStore
 from billing.holds.living import LivingHoldStore
-from tests.support.money import cancelled, hold, hot_database, migrated, new_id, purchase, rows
+from tests.support.migrated import migrated
+from tests.support.money import cancelled, hold, hot_database, new_id, purchase, rows
 
 
 class Life:

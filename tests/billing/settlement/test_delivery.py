@@ -16,7 +16,8 @@ from billing.settlement.messages import REQUESTED_TOPIC, SETTLED_TOPIC
 from billing.settlement.publisher import ChargePublisher
 from billing.settlement.subscriber import BrokerWorker
 from tests.support.fake_link import FakeLink
-from tests.support.money import T0, charge, migrated, new_id, outbox_payloads, purchase, rows
+from tests.support.migrated import migrated
+from tests.support.money import T0, charge, new_id, outbox_payloads, purchase, rows
 
 
 class Clock:

@@ -16,13 +16,13 @@ from billing.settlement.outbox import NotDurableError, Outbox
 from billing.settlement.recovery import Recovered, recover
 from billing.settlement.spool import Spool, everybody
 from billing.settlement.worker import GATHER_SECONDS, LedgerWorker
+from tests.support.migrated import migrated
 from tests.support.money import (
     T0,
     cancelled,
     charge,
     hold,
     hot_database,
-    migrated,
     new_id,
     purchase,
     rows,

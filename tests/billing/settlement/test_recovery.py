@@ -11,7 +11,8 @@ from billing.settlement.outbox import Outbox
 from billing.settlement.recovery import recover
 from billing.settlement.spool import Spool
 from billing.settlement.worker import LedgerWorker
-from tests.support.money import T0, Place, execute, hot_database, migrated, purchase, rows, url_of
+from tests.support.migrated import migrated
+from tests.support.money import T0, Place, execute, hot_database, purchase, rows, url_of
 
 BOUGHT = 10**9
 

@@ -19,7 +19,8 @@ from billing.settlement.registry import (
     forget_ended,
     living,
 )
-from tests.support.money import T0, migrated
+from tests.support.migrated import migrated
+from tests.support.money import T0
 
 PACE = Pace(beat_seconds=2, admit_seconds=10, dead_seconds=15)
 

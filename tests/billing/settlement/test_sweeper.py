@@ -18,7 +18,8 @@ from billing.settlement.orphans import DatabaseOrphans
 from billing.settlement.registry import Beat, Pace, Registration, SpoolReport
 from billing.settlement.sweeper import FORGET_SECONDS, Sweeper, Swept
 from billing.settlement.worker import LedgerWorker
-from tests.support.money import T0, cancelled, charge, context, hold, migrated, new_id, purchase
+from tests.support.migrated import migrated
+from tests.support.money import T0, cancelled, charge, context, hold, new_id, purchase
 
 PACE = Pace(beat_seconds=2, admit_seconds=10, dead_seconds=15)
 CALL_SECONDS_MAX = 60

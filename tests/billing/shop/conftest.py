@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.money import Place, migrated
+from tests.support.migrated import migrated
+from tests.support.money import Place
 from tests.support.shop import Shop, open_shop
 
 

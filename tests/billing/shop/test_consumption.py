@@ -2,7 +2,6 @@
 
 import asyncio
 import tempfile
-from functools import cache
 from pathlib import Path
 
 import msgspec
@@ -16,7 +15,8 @@ from billing.events import Finish, UsageNotes, UsageQuality
 from billing.shop.consumption import GroupBy, Question, Sums, consumption
 from billing.shop.periods import Period, Step, zone_of
 from pricing_rules.usage import Usage
-from tests.support.money import T0, Place, cancelled, charge, estimate, hold, migrated
+from tests.support.migrated import migrated
+from tests.support.money import T0, Place, cancelled, charge, estimate, hold
 from tests.support.services import PostgresServer
 from tests.support.shop import Shop, open_shop
 
@@ -304,15 +304,7 @@ async def unwind(place: Place, steps: list[tuple[str, int, int, str]]) -> None:
 @given(steps=STEPS)
 def test_any_order_of_words_on_sqlite(steps: list[tuple[str, int, int, str]]) -> None:
     with tempfile.TemporaryDirectory() as directory:
-        path = Path(directory) / "gateway.db"
-        path.write_bytes(_migrated())
-        asyncio.run(unwind(path, steps))
-
-
-@cache
-def _migrated() -> bytes:
-    with tempfile.TemporaryDirectory() as directory:
-        return migrated(Path(directory)).read_bytes()
+        asyncio.run(unwind(migrated(Path(directory)), steps))
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))

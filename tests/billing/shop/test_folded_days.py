@@ -1,10 +1,8 @@
 """Answers with folded days are those of the quarters alone, in any zone, whatever came late."""
 
 import asyncio
-import shutil
 import tempfile
 from collections import defaultdict
-from functools import cache
 from itertools import product
 from pathlib import Path
 
@@ -19,7 +17,8 @@ from billing.settlement.day_fold import fold_days
 from billing.shop.consumption import Consumption, GroupBy, Question, Sums, consumption
 from billing.shop.periods import Period, Piece, Span, Step, pieces, span_of, zone_of
 from llm_gateway import clock
-from tests.support.money import T0, Place, cancelled, charge, estimate, migrated
+from tests.support.migrated import migrated
+from tests.support.money import T0, Place, cancelled, charge, estimate
 from tests.support.services import PostgresServer
 from tests.support.shop import Shop, open_shop
 
@@ -279,8 +278,7 @@ def test_answers_on_sqlite(
     after: int,
 ) -> None:
     with tempfile.TemporaryDirectory() as directory:
-        path = Path(shutil.copy(_migrated(), directory))
-        asyncio.run(live(path, rows, acts, zone, after))
+        asyncio.run(live(migrated(Path(directory)), rows, acts, zone, after))
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
@@ -295,8 +293,3 @@ def test_answers_on_postgresql(
         asyncio.run(live(url, rows, acts, zone, after))
     finally:
         postgres.drop_database(url)
-
-
-@cache
-def _migrated() -> Path:
-    return migrated(Path(tempfile.mkdtemp(prefix="gateway-template-")))

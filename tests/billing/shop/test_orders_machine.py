@@ -5,7 +5,6 @@ import shutil
 import tempfile
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import pytest
@@ -23,7 +22,8 @@ from hypothesis.stateful import (
 from billing.failpoints import hooks
 from billing.shop.orders import NewOrder, OrderConflictError, TransitionRefusedError
 from billing.shop.products import Product, ProductChange
-from tests.support.money import migrated, violations
+from tests.support.migrated import migrated
+from tests.support.money import violations
 from tests.support.shop import ADMIN, Gone, Shop, end
 
 ACCOUNTS = ("ada", "bob")
@@ -41,13 +41,6 @@ class Known:
     posted: bool = False
 
 
-@cache
-def empty() -> bytes:
-    """A migrated database as a file's content."""
-    with tempfile.TemporaryDirectory() as directory:
-        return migrated(Path(directory)).read_bytes()
-
-
 class OrdersMachine(RuleBasedStateMachine):
     """The store against a dictionary."""
 
@@ -56,8 +49,7 @@ class OrdersMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.directory = Path(tempfile.mkdtemp())
-        self.path = self.directory / "gateway.db"
-        self.path.write_bytes(empty())
+        self.path = migrated(self.directory)
         self.runner = asyncio.Runner()
         self.shop = self.runner.run(self._open())
         self.products: list[Product] = [

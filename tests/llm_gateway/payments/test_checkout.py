@@ -23,7 +23,7 @@ from llm_gateway.payments.port import (
     PaymentRefusedError,
     PaymentUnavailableError,
 )
-from tests.support.money import migrated
+from tests.support.migrated import migrated
 from tests.support.shop import CREDIT, Shop, open_shop
 
 
