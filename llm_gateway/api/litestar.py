@@ -40,21 +40,15 @@ def create_api(state: ApiState, surface: Surface = Surface.ALL) -> Litestar:
     With `admin_host` set, make one with PUBLIC for the main address and one with OPERATIONS for the
     other; health is on both.
     """
-
-    def api() -> ApiState:
-        return state
-
-    async def add_request_id(message: Message, _scope: Scope) -> None:
-        if message["type"] == "http.response.start":
-            event_id = state.new_event_id(state.now_ms())
-            message["headers"] = [*message["headers"], (b"x-request-id", event_id.encode())]
-
     return Litestar(
         route_handlers=_handlers(surface, state),
-        dependencies={"api": Provide(api, sync_to_thread=False), "ops": _provide(state.ops)},
-        state=State({"api": state}),  # for guards, which are handed no dependency
+        dependencies={
+            "api": Provide(_api, sync_to_thread=False),
+            "ops": Provide(_ops, sync_to_thread=False),
+        },
+        state=State({"api": state, "ops": state.ops}),
         exception_handlers={Exception: problems.answer},
-        before_send=[add_request_id],
+        before_send=[_add_request_id],
         before_request=_refuse_nul,
         openapi_config=_openapi() if Surface.OPERATIONS in surface else None,
         request_class=StrictRequest,
@@ -62,6 +56,23 @@ def create_api(state: ApiState, surface: Surface = Surface.ALL) -> Litestar:
         logging_config=None,
         debug=False,
     )
+
+
+def _api(state: State) -> ApiState:
+    api: ApiState = state.api
+    return api
+
+
+def _ops(state: State) -> OpsState:
+    ops: OpsState = state.ops
+    return ops
+
+
+async def _add_request_id(message: Message, scope: Scope) -> None:
+    if message["type"] == "http.response.start":
+        api: ApiState = scope["litestar_app"].state.api
+        event_id = api.new_event_id(api.now_ms())
+        message["headers"] = [*message["headers"], (b"x-request-id", event_id.encode())]
 
 
 def _refuse_nul(request: problems.ApiRequest) -> None:
@@ -75,18 +86,12 @@ def _refuse_nul(request: problems.ApiRequest) -> None:
             )
 
 
-def _provide(state: OpsState) -> Provide:
-    def ops() -> OpsState:
-        return state
-
-    return Provide(ops, sync_to_thread=False)
-
-
 def create_watch_api(state: OpsState) -> Litestar:
     """Health and metrics alone, for a process that takes no calls."""
     return Litestar(
         route_handlers=[HealthController, MetricsController],
-        dependencies={"ops": _provide(state)},
+        dependencies={"ops": Provide(_ops, sync_to_thread=False)},
+        state=State({"ops": state}),
         exception_handlers={Exception: problems.answer},
         openapi_config=None,
         logging_config=None,

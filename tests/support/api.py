@@ -1,10 +1,13 @@
 """The HTTP API in this event loop, on a real database, with its control plane at hand."""
 
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import httpx2
+from litestar import Litestar
+from typing_extensions import override
 
 from llm_gateway import clock
 from llm_gateway.api.litestar import (
@@ -29,6 +32,28 @@ OFFERS = (
 )
 
 
+# Apps that nobody uses at the moment, by what their routes are made of.
+_idle: defaultdict[tuple[Surface, int], list[Litestar]] = defaultdict(list)
+
+
+class _Borrowed(httpx2.ASGITransport):
+    """An app until the client is closed; making one takes longer than what most tests ask of it."""
+
+    def __init__(self, state: ApiState, surface: Surface) -> None:
+        self._idle = _idle[surface, state.estimator.body_bytes_max]
+        if self._idle:
+            self._borrowed = self._idle.pop()
+            self._borrowed.state.api, self._borrowed.state.ops = state, state.ops
+        else:
+            self._borrowed = create_api(state, surface)
+        # Two spellings of ASGI.
+        super().__init__(app=self._borrowed, raise_app_exceptions=False)  # type: ignore[arg-type]
+
+    @override
+    async def aclose(self) -> None:
+        self._idle.append(self._borrowed)
+
+
 class Api:
     """A client, and what stands behind it."""
 
@@ -42,7 +67,7 @@ class Api:
         self.settings = SETTINGS
 
     def client(self, surface: Surface = Surface.ALL) -> httpx2.AsyncClient:
-        """A client of a new app with the endpoints of `surface`."""
+        """A client of an app of its own with the endpoints of `surface`."""
 
         async def readiness() -> list[Dependency]:
             return self.dependencies
@@ -71,11 +96,7 @@ class Api:
             estimator=estimator_of(plane, self.settings),
             ops=OpsState(metrics=metrics, readiness=readiness),
         )
-        transport = httpx2.ASGITransport(
-            app=create_api(state, surface),  # type: ignore[arg-type]  # two spellings of ASGI
-            raise_app_exceptions=False,
-        )
-        return httpx2.AsyncClient(transport=transport, base_url="http://gateway")
+        return httpx2.AsyncClient(transport=_Borrowed(state, surface), base_url="http://gateway")
 
     async def load_book(self, book: str = BOOK) -> None:
         """Put a first book in effect, and the test's clock where it is."""
