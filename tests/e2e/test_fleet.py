@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from typing_extensions import override
 
-from tests.support.fleet import Fleet, FleetGateway, Stream, Worker, fleet
+from tests.support.fleet import PACE, Fleet, FleetGateway, Stream, Worker, fleet
 from tests.support.gateway import DEADLINE_SECONDS, free_port, until
 from tests.support.provider import ScriptedProvider, json_answer
 from tests.support.rawhttp import RawClient, Reply, chat, request
@@ -225,6 +226,36 @@ def test_processes_end_with_a_supervisor_killed_while_they_start(
     assert orphans
     wait_gone(orphans)
     assert "Traceback" not in (tmp_path / "output").read_text()
+
+
+class Swapping(FleetGateway):
+    """One that starts more slowly than an entry in the registry holds."""
+
+    @property
+    @override
+    def environment(self) -> dict[str, str]:
+        return {**super().environment, "SLOW_START_SECONDS": str(float(PACE[1]) + 0.2)}
+
+
+@pytest.mark.timeout(60)
+def test_who_started_slowly_admits_calls_from_its_first_moment(
+    processes: Fleet, tmp_path: Path
+) -> None:
+    gateway = Swapping(tmp_path / "starting", "http://127.0.0.1:9/v1", processes.url, "", 1)
+
+    def first_answer() -> Reply | None:
+        with contextlib.suppress(ConnectionRefusedError):
+            return gateway.get("/readyz")
+        return None
+
+    with (tmp_path / "output").open("wb") as output:
+        process = gateway.begin(output)
+    try:
+        answer = until(first_answer, "it to listen")
+    finally:
+        process.kill()
+        process.wait()
+    assert answer.status == 200, answer.body
 
 
 @pytest.mark.timeout(60)
