@@ -231,9 +231,7 @@ class GatewayProcess:
         self._process: WarmProcess | None = None
         self._accounts = 0
         self._log = folder / "output.log"
-        if "[database]" not in config:
-            self.database.parent.mkdir(mode=0o700)
-            migrated(self.database.parent)
+        self._on_sqlite = "[database]" not in config
         (folder / "prices.toml").write_text(PRICES)
         (folder / "gateway.toml").write_text(
             CONFIG.format(port=self.port, base_url=base_url, shutdown_seconds=shutdown_seconds)
@@ -261,6 +259,9 @@ class GatewayProcess:
         self, output: BinaryIO, *, failpoint: str = "", at: int = 1, new_session: bool = False
     ) -> WarmProcess:
         """Start one, and leave it to the caller."""
+        if self._on_sqlite and not self.database.exists():
+            self.database.parent.mkdir(mode=0o700, exist_ok=True)
+            migrated(self.database.parent)
         script, arguments = self.program()
         if failpoint:
             script = REPOSITORY / "tests" / "support" / "serve_with_failpoints.py"
