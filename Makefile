@@ -3,9 +3,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Test processes: one for each processor, each with servers of its own.
+# Test processes: one for each processor, from 2 to 4, for each has servers of its own.
 WORKERS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); \
-    [ "$$n" -ge 2 ] || n=2; [ "$$n" -le 8 ] || n=8; echo $$n)
+    [ "$$n" -ge 2 ] || n=2; [ "$$n" -le 4 ] || n=4; echo $$n)
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SOURCES := llm_gateway billing pricing_rules migrations tests bench
 

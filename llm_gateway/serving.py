@@ -180,7 +180,8 @@ async def _serve(
         servers = _servers(parts, admin_token, listeners, neighbours)
         collect_rarely()
         if parts.registration is not None:
-            # What came since it was entered may have taken longer than an entry holds.
+            # What came since it was entered may have taken longer than an entry holds. If it was
+            # declared dead meanwhile, the next beat is told so again, and follows.
             await parts.registration.beat()
         async with _running(parts, servers):
             if seat is None:
