@@ -29,6 +29,7 @@ from billing.holds.redis_connection import (
     parse_address,
 )
 from billing.settlement.broker_address import parse_kafka
+from billing.settlement.spool import bytes_waiting, damaged_files
 from llm_gateway import clock, package_data
 from llm_gateway.banner import url_of
 from llm_gateway.config import (
@@ -112,10 +113,16 @@ def check_data(config: Config) -> Iterator[Finding]:
         return
     yield Finding(Level.FINE, "data", str(directory.resolve()))
     yield from _check_credentials(directory)
-    spooled = sum(file.stat().st_size for file in directory.glob("spool/*") if file.is_file())
-    if spooled:
-        text = f"{spooled} bytes of charges wait in {directory / 'spool'}"
+    spool = directory / "spool"
+    if spooled := bytes_waiting(spool):
+        text = f"{spooled} bytes of charges wait in {spool}"
         yield Finding(Level.NOTE, "data", text, "serve takes them into the ledger at its start")
+    if damaged := damaged_files(spool):
+        text = f"charges in {spool} could not be read: {', '.join(damaged)}"
+        advice = (
+            "what could be read of them is in the ledger; look into the rest, then move them away"
+        )
+        yield Finding(Level.WRONG, "data", text, advice)
 
 
 def _check_credentials(directory: Path) -> Iterator[Finding]:

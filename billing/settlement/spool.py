@@ -12,6 +12,7 @@ import struct
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 from urllib.parse import quote, unquote
@@ -81,6 +82,23 @@ def read_records(data: bytes) -> SpoolFile:
     return SpoolFile(finishes, damaged)
 
 
+def bytes_waiting(directory: Path) -> int:
+    """What lies in a spool directory still to be replayed, of all processes; 0 if unreadable."""
+    try:
+        paths = list(directory.iterdir())
+    except OSError:
+        return 0
+    return sum(_size(path) for path in paths)
+
+
+def damaged_files(directory: Path) -> list[str]:
+    """Files of a spool directory with records that could not be read, kept for a person."""
+    try:
+        return sorted(path.name for path in directory.iterdir() if path.suffix == _DAMAGED_SUFFIX)
+    except OSError:
+        return []
+
+
 class Spool:
     """This process's spool; records that come together are fsynced together, on a thread."""
 
@@ -108,15 +126,7 @@ class Spool:
 
     def bytes_waiting(self) -> int:
         """What lies in the directory still to be replayed, of all processes; 0 if unreadable."""
-        try:
-            with os.scandir(self._directory) as files:
-                return sum(
-                    file.stat().st_size
-                    for file in files
-                    if file.name.endswith((_OPEN_SUFFIX, _SEALED_SUFFIX))
-                )
-        except OSError:
-            return 0
+        return bytes_waiting(self._directory)
 
     def has_files(self) -> bool:
         """Whether anything of anybody may still have to be replayed; True if that cannot be told."""
@@ -303,6 +313,16 @@ class Spool:
 
 def _sealed(path: Path) -> Path:
     return path.with_suffix(_SEALED_SUFFIX)
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file to be replayed; one that was open when it was listed may be sealed by now."""
+    if path.suffix not in (_OPEN_SUFFIX, _SEALED_SUFFIX):
+        return 0
+    for name in (path, _sealed(path)):
+        with suppress(OSError):
+            return name.stat().st_size
+    return 0  # replayed meanwhile
 
 
 def _owner(path: Path) -> str:

@@ -523,6 +523,17 @@ def test_doctor_finds_credentials_that_others_can_read(tmp_path: Path) -> None:
     assert "chmod 600" in wrong.advice
 
 
+def test_doctor_names_charges_that_wait_and_those_that_could_not_be_read(tmp_path: Path) -> None:
+    (tmp_path / "spool").mkdir()
+    (tmp_path / "spool" / "p1.1.spool").write_bytes(b"12345")
+    (tmp_path / "spool" / "p1.2.damaged").write_bytes(b"1234567")
+    findings = list(check_data(load(None, {}, Overrides(data_dir=str(tmp_path)))))
+    (waiting,) = (f.text for f in findings if f.level is Level.NOTE)
+    assert waiting.startswith("5 bytes ")
+    (wrong,) = (f.text for f in findings if f.level is Level.WRONG)
+    assert "p1.2.damaged" in wrong
+
+
 def test_doctor_connects_to_a_provider_and_sends_nothing() -> None:
     provider = load(None, {"OPENAI_API_KEY": "k"}).providers[0]
     with socket.create_server(("127.0.0.1", 0)) as listener:

@@ -54,6 +54,23 @@ async def test_group_is_on_disk_when_append_returns(spool: Spool, tmp_path: Path
     assert file.parent.stat().st_mode & 0o777 == 0o700
 
 
+async def test_a_file_sealed_while_it_is_counted_still_waits(
+    spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await spool.append(charge("a", 1))
+    counted = spool.bytes_waiting()
+    listed = Path.iterdir
+
+    def seal_after_listing(directory: Path) -> Iterator[Path]:
+        paths = list(listed(directory))
+        for path in paths:
+            path.replace(path.with_suffix(".sealed"))
+        return iter(paths)
+
+    monkeypatch.setattr(Path, "iterdir", seal_after_listing)
+    assert spool.bytes_waiting() == counted > 0
+
+
 async def test_sealed_files_are_left_until_done(spool: Spool) -> None:
     await spool.append(charge("a", 1))
     (first,) = await spool.seal()
