@@ -27,9 +27,10 @@ from billing.db import migrate
 from billing.db.invariants import BUCKET, IS_FAILURE, ROLLUP_KEY, ROLLUP_SUMS
 from billing.db.partitions import add_partitions
 from billing.db.session import Database
+from billing.kinds import GroupBy
 from billing.settlement.day_fold import fold_days
 from billing.settlement.rollup_order import DAY_MS, REST_MS
-from billing.shop.consumption import GroupBy, Question, consumption
+from billing.shop.consumption import Question, consumption
 from billing.shop.periods import Period
 from billing.shop.statements import month_of, outstanding, statement
 from tests.support.services import PostgresServer

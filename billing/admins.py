@@ -23,6 +23,7 @@ from billing.db.hot import DatabaseUnavailableError
 from billing.db.pages import read_page
 from billing.db.session import Database
 from billing.db.tables import admin_tokens
+from billing.kinds import Role
 from billing.lists import Page, PageRequest
 
 TOKEN_PREFIX: Final = "lga_"  # noqa: S105 - what every token begins with, no secret
@@ -33,15 +34,6 @@ RESERVED_NAMES: Final = frozenset({OWNER_NAME, "serve"})  # actors of the audit 
 NAME_RULE: Final = "1 to 64 of a-z 0-9 . _ @ -, beginning with a letter or digit"
 
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9._@-]{0,63}")
-
-
-class Role(StrEnum):
-    """What an administrator is there for."""
-
-    OWNER = "owner"
-    FINANCE = "finance"
-    OPERATOR = "operator"
-    READ_ONLY = "read_only"
 
 
 class Permission(StrEnum):

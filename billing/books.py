@@ -18,13 +18,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from billing.audit import Act, Detail, note
 from billing.db.session import Database
 from billing.db.tables import price_book_activations, price_books, usage_quarters
+from billing.kinds import ACTIVATION_LEAD_MS
 from billing.lists import Page, PageRequest, make_page
 from billing.timeline import Activation, Timeline
 from pricing_rules.book import Book, Problem, parse_book
 from pricing_rules.diff import Diff, diff
 from pricing_rules.lint import Call, Review, review
 
-ACTIVATION_LEAD_MS: Final = 5_000  # processes poll every second and stop at STALE_SECONDS
 STALE_SECONDS: Final = 5.0  # DESIGN 4: no refresh for so long, and prices are not known
 # A refresh waits so long for books that are new to it, then goes on and looks again.
 READING_SECONDS: Final = 1.0

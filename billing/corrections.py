@@ -8,7 +8,7 @@ Whoever asks again with the same key, after a crash or at the same time, ends wi
 
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Final, Literal, assert_never
+from typing import Final, assert_never
 
 import msgspec
 from sqlalchemy import (
@@ -50,18 +50,18 @@ from billing.db.tables import (
 from billing.events import Revision
 from billing.failpoints import reach
 from billing.holds import Granted, HoldRequest, HoldStore, Refused
+from billing.kinds import CorrectionKind, OrderStatus
 from billing.lists import Page, PageRequest
 from billing.settlement.late_finals import complete_before, oldest_late_final
 from billing.shop.fields import KEY_MAX, Fields
-from billing.shop.orders import OrderStatus, UnknownOrderError
+from billing.shop.orders import UnknownOrderError
 from billing.shop.postings import OnPosted, post_one
 from billing.shop.rows import of_row
 
-Kind = Literal["adjustment", "charge_refund", "order_refund"]
 REASON_MAX: Final = 500
 REF_ID_MAX: Final = 64  # with a key it must fit into an event id
 
-_ACTIONS: Final[dict[Kind, str]] = {
+_ACTIONS: Final[dict[CorrectionKind, str]] = {
     "adjustment": "account.adjust",
     "charge_refund": "charge.refund",
     "order_refund": "order.refund",
@@ -99,7 +99,7 @@ class Correction(msgspec.Struct, frozen=True, kw_only=True):
     """A correction as it stands; amounts in micro-credits, signed as the entry's."""
 
     event_id: str
-    kind: Kind
+    kind: CorrectionKind
     account: str
     ref_id: str | None  # the charge or order
     wanted: int
@@ -474,7 +474,7 @@ async def _promise(connection: AsyncConnection, correction: Correction) -> None:
     await note(connection, act, correction.created_at)
 
 
-async def _promised(connection: AsyncConnection, kind: Kind, ref_id: str) -> int:
+async def _promised(connection: AsyncConnection, kind: CorrectionKind, ref_id: str) -> int:
     """What was refunded of a charge or order, or is about to be, at the most."""
     amounts = func.coalesce(corrections.c.amount, corrections.c.wanted)
     total = select(func.coalesce(func.sum(amounts), 0)).where(

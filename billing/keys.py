@@ -10,7 +10,7 @@ import base64
 import hashlib
 import os
 from collections.abc import Callable
-from enum import Enum, StrEnum
+from enum import Enum
 from typing import Final
 
 import msgspec
@@ -24,6 +24,7 @@ from billing.db.hot import DatabaseUnavailableError
 from billing.db.pages import read_page
 from billing.db.session import Database
 from billing.db.tables import api_keys
+from billing.kinds import KeyKind
 from billing.lists import Page, PageRequest
 
 TOKEN_PREFIX: Final = "lgw_"  # noqa: S105 - what every token begins with, no secret
@@ -33,13 +34,6 @@ CACHE_SECONDS_MAX: Final = 1.0
 CACHED_KEYS_MAX: Final = 20_000
 _COLUMN_OF: Final = {"description": "note"}
 READ_TOGETHER_MAX: Final = 500  # SQLite before 3.32 takes at most 999 parameters
-
-
-class KeyKind(StrEnum):
-    """Whose credit a key spends."""
-
-    USER = "user"  # its own account's
-    APP = "app"  # that of the account named in X-Billing-User
 
 
 class KeyInfo(msgspec.Struct, frozen=True, kw_only=True):

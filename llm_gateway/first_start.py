@@ -10,7 +10,8 @@ import msgspec
 
 from billing.accounts import AccountExistsError, Accounts, Grant
 from billing.books import BookRefusedError, PriceBooks
-from billing.keys import KeyKind, Keys, NewKey
+from billing.keys import Keys, NewKey
+from billing.kinds import KeyKind
 from llm_gateway import banner, package_data
 from llm_gateway.config import Config
 from llm_gateway.credentials import Credentials, read_credentials, write_credentials

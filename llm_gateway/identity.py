@@ -17,7 +17,8 @@ from typing import Final
 import msgspec
 
 from billing.accounts import ACCOUNT_ID_RULE, is_account_id
-from billing.keys import KeyInfo, KeyKind, Keys, Miss
+from billing.keys import KeyInfo, Keys, Miss
+from billing.kinds import KeyKind
 from llm_gateway.errors import (
     BillingUserNotAllowedError,
     InvalidApiKeyError,

@@ -1,30 +1,15 @@
 """What each call would have cost by another book; or why nobody can say. Pure but for the books it asks for."""
 
 from collections.abc import Iterable
-from enum import StrEnum
 
 from billing.books import PriceBooks, UnknownBookError
 from billing.events import Revision, UsageSource
+from billing.kinds import LeftOut
 from billing.ledger import AMOUNT_MAX
 from billing.rerating.calls import Call
 from pricing_rules.book import Book, Rule
 from pricing_rules.match import match
-from pricing_rules.rerate import NOT_AS_PRICED, SERVICE_TIER, rerate
-
-
-class LeftOut(StrEnum):
-    """Why a call keeps what it was charged."""
-
-    NO_RULE = "no_rule"  # the book has no rule for it, which is not free
-    ESTIMATE = "estimate"  # charged by estimate for want of its owner's word: its usage is unknown
-    NO_USAGE = "no_usage"  # its hold was charged, for no usage was reported
-    NOT_AS_PRICED = NOT_AS_PRICED  # not the price of its usage: an estimate cut to its hold
-    SERVICE_TIER = SERVICE_TIER  # not recorded, or not listed, and the price depends on it
-    UNKNOWN_BOOK = "unknown_book"  # the book or rule that it was priced by is not there
-    TOO_LARGE = "too_large"  # the price is beyond what an entry can hold
-    NOT_SETTLED = "not_settled"  # its charge is not in the ledger (yet)
-    REFUNDED = "refunded"  # all of its charge was given back
-    REFUSED = "refused"  # the ledger did not take the entry
+from pricing_rules.rerate import rerate
 
 
 class Rerater:

@@ -35,9 +35,10 @@ from billing.db.session import Database, insert_into
 from billing.db.tables import rerating_holds, rerating_runs
 from billing.failpoints import reach
 from billing.holds import GuardUnavailableError, HoldRequest, HoldStore
+from billing.kinds import LeftOut
 from billing.lists import Page, PageRequest
 from billing.rerating.calls import RERATE, Call, CallPage, Window, read_calls
-from billing.rerating.pricing import LeftOut, Rerater
+from billing.rerating.pricing import Rerater
 from billing.rerating.simulate import percent_of, target
 from billing.settlement.election import Election
 from billing.shop.fields import Fields

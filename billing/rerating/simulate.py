@@ -11,8 +11,9 @@ import msgspec
 from billing.books import PriceBooks
 from billing.db.invariants import time_of
 from billing.db.session import Database
+from billing.kinds import LeftOut
 from billing.rerating.calls import Call, CallPage, Charged, Window, read_calls
-from billing.rerating.pricing import LeftOut, Rerater
+from billing.rerating.pricing import Rerater
 from billing.rerating.tally import Simulation, Tally
 
 CALLS_AT_ONCE: Final = 5_000

@@ -4,8 +4,8 @@ from typing import Final
 
 import msgspec
 
+from billing.kinds import LeftOut
 from billing.rerating.calls import Call
-from billing.rerating.pricing import LeftOut
 
 GROUPS_SHOWN_MAX: Final = 20
 MOVERS_SHOWN_MAX: Final = 10

@@ -11,7 +11,6 @@ are too small to be folded.
 """
 
 from collections.abc import Sequence
-from enum import StrEnum
 from typing import Final
 from zoneinfo import ZoneInfo
 
@@ -22,6 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from billing.db.invariants import BUCKET, IS_FAILURE, ROLLUP_SUMS
 from billing.db.session import Database
+from billing.kinds import GroupBy
 from billing.shop.periods import DAY_MS, Period, Piece, Span, Step, pieces, span_between, span_of
 
 GROUPS_MAX: Final = 1_000
@@ -29,16 +29,6 @@ GROUPS_MAX: Final = 1_000
 _UTC: Final = ZoneInfo("UTC")
 
 _Values = dict[str, object]
-
-
-class GroupBy(StrEnum):
-    """By what calls are put together."""
-
-    MODEL = "model"  # as sent to the provider
-    SCENE = "scene"
-    PROVIDER = "provider"
-    KEY = "key"
-    ACCOUNT = "account"  # for administrators
 
 
 class Sums(msgspec.Struct, frozen=True, kw_only=True):

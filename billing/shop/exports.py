@@ -11,10 +11,12 @@ import datetime as dt
 import io
 import re
 from collections.abc import AsyncIterator
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from billing.accounts import Accounts, EntryFilter, Transaction
 from pricing_rules.money import format_credits
+
+if TYPE_CHECKING:  # commands write CSV as well, and need no database for that
+    from billing.accounts import Accounts, EntryFilter, Transaction
 
 ROWS_AT_ONCE: Final = 1_000
 
@@ -32,7 +34,7 @@ _MILLISECOND: Final = dt.timedelta(milliseconds=1)
 
 
 async def transactions_csv(
-    accounts: Accounts, account: str, wanted: EntryFilter
+    accounts: "Accounts", account: str, wanted: "EntryFilter"
 ) -> AsyncIterator[bytes]:
     """The header and every entry that is there when it is its turn, in pieces of ROWS_AT_ONCE.
 
@@ -49,7 +51,7 @@ async def transactions_csv(
             yield _lines([_cells(row) for row in rows])
 
 
-def _cells(entry: Transaction) -> tuple[str, ...]:
+def _cells(entry: "Transaction") -> tuple[str, ...]:
     return (
         str(entry.account_seq),
         safe_text(entry.event_id),

@@ -9,7 +9,6 @@ import datetime as dt
 import hashlib
 import os
 from collections.abc import Callable
-from enum import StrEnum
 from typing import Final
 
 import msgspec
@@ -31,6 +30,7 @@ from billing.db.pages import each_row, read_page
 from billing.db.session import Database
 from billing.db.tables import orders
 from billing.failpoints import reach
+from billing.kinds import QUANTITY_MAX, OrderStatus
 from billing.lists import Page, PageRequest
 from billing.shop.fields import KEY_MAX, TEXT_MAX, Fields
 from billing.shop.locks import lock_account
@@ -39,19 +39,9 @@ from billing.shop.prices import price_text
 from billing.shop.products import Product, read_product
 from billing.shop.rows import fields_of
 
-QUANTITY_MAX: Final = 1_000
 PENDING_MAX: Final = (
     100  # of an account: whoever orders pays nothing yet, and each is a row for ever
 )
-
-
-class OrderStatus(StrEnum):
-    """How far an order is."""
-
-    PENDING = "pending"
-    PAID = "paid"  # the money is there, the credit is on its way
-    CREDITED = "credited"
-    CANCELLED = "cancelled"
 
 
 TRANSITIONS: Final[dict[OrderStatus, frozenset[OrderStatus]]] = {

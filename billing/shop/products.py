@@ -1,7 +1,7 @@
 """Products: amounts of credit that are for sale at a price; made and changed by admins, read by all."""
 
 from collections.abc import Callable
-from typing import Final, Literal
+from typing import Final
 
 import msgspec
 from sqlalchemy import ColumnElement, Select, insert, select, update
@@ -12,12 +12,12 @@ from billing.audit import Act, note
 from billing.db.pages import read_page
 from billing.db.session import Database
 from billing.db.tables import products
+from billing.kinds import ProductStatus
 from billing.lists import Page, PageRequest
 from billing.shop.fields import SORT_ORDER_MAX, Fields
 from billing.shop.prices import price_text
 from billing.shop.rows import of_row
 
-ProductStatus = Literal["active", "inactive"]
 STATUSES: Final = ("active", "inactive")
 
 

@@ -28,13 +28,13 @@ from billing.db.pages import each_row, read_page
 from billing.db.session import Database
 from billing.db.tables import reward_rules, rewards
 from billing.failpoints import reach
+from billing.kinds import RuleStatus
 from billing.lists import Page, PageRequest
 from billing.shop.fields import Fields
 from billing.shop.locks import lock_account
 from billing.shop.postings import OnPosted, post_one
 from billing.shop.rows import of_row
 
-RuleStatus = Literal["active", "inactive"]
 CapName = Literal["cap_per_user_day", "cap_micro_credits_per_user_day"]
 STATUSES: Final = ("active", "inactive")
 

@@ -2,7 +2,7 @@
 
 import rich_click as click
 
-from billing.admins import Role
+from billing.kinds import Role
 from llm_gateway import clock
 from llm_gateway.api.views.admin_tokens import AdminTokenView
 from llm_gateway.cli.client import admin_command, json_option

@@ -2,7 +2,7 @@
 
 import rich_click as click
 
-from billing.shop.orders import OrderStatus
+from billing.kinds import OrderStatus
 from llm_gateway.api.views.orders import AdminOrderView
 from llm_gateway.cli.accounts import print_correction
 from llm_gateway.cli.client import admin_command, json_option

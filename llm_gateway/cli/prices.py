@@ -11,7 +11,7 @@ from typing import Final
 import msgspec
 import rich_click as click
 
-from billing.books import ACTIVATION_LEAD_MS
+from billing.kinds import ACTIVATION_LEAD_MS
 from billing.shop.exports import safe_text
 from llm_gateway import clock
 from llm_gateway.api.views.price_books import ActivationView, DiffView, ExplainView, diff_view

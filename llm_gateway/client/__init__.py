@@ -11,9 +11,7 @@ Calls to models are made with any OpenAI SDK. Answers are the API's own shapes
 
 from msgspec import UNSET
 
-from billing.admins import Role
-from billing.keys import KeyKind
-from billing.shop.orders import OrderStatus
+from billing.kinds import KeyKind, OrderStatus, Role
 from llm_gateway.client.clients import (
     AdminClient,
     AsyncAdminClient,

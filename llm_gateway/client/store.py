@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Literal
 
-from billing.shop.orders import OrderStatus
+from billing.kinds import OrderStatus
 from llm_gateway.api.views.accounts import BalanceView
 from llm_gateway.api.views.calls import CallSummary, ChargeList
 from llm_gateway.api.views.charges import ChargeView

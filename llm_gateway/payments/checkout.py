@@ -4,15 +4,8 @@ from collections.abc import Iterable
 
 import msgspec
 
-from billing.shop.orders import (
-    NewOrder,
-    Order,
-    OrderDone,
-    Orders,
-    OrderStatus,
-    Payment,
-    TransitionRefusedError,
-)
+from billing.kinds import OrderStatus
+from billing.shop.orders import NewOrder, Order, OrderDone, Orders, Payment, TransitionRefusedError
 from llm_gateway.payments.manual import ManualPayment
 from llm_gateway.payments.mock import MockPayment
 from llm_gateway.payments.port import (

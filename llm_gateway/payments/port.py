@@ -1,10 +1,11 @@
 """The port that every payment mode implements: manual and mock here, Stripe and others later."""
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
-from billing.shop.orders import Order, Payment
+if TYPE_CHECKING:  # the client answers with these shapes, and needs no database for that
+    from billing.shop.orders import Order, Payment
 
 
 class PaymentInstructions(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,10 +42,10 @@ class PaymentMode(Protocol):
 
     name: str  # as orders keep it: a-z 0-9 _
 
-    async def begin(self, order: Order) -> PaymentInstructions:
+    async def begin(self, order: "Order") -> PaymentInstructions:
         """What the buyer of a pending order is to do; raises PaymentUnavailableError."""
         ...
 
-    async def confirm(self, order: Order, proof: PaymentProof) -> Payment:
+    async def confirm(self, order: "Order", proof: PaymentProof) -> "Payment":
         """What was paid, if it was; raises PaymentRefusedError, PaymentUnavailableError."""
         ...

@@ -12,11 +12,11 @@ from billing.admins import (
     NameTakenError,
     NewAdminToken,
     Permission,
-    Role,
     roles_for,
 )
 from billing.db.hot import DatabaseUnavailableError
 from billing.db.tables import metadata
+from billing.kinds import Role
 from billing.lists import PageRequest
 from tests.support.control import NOON, Control
 

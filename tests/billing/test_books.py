@@ -13,7 +13,6 @@ from sqlalchemy.exc import IntegrityError
 from billing import books
 from billing.audit import AuditRow
 from billing.books import (
-    ACTIVATION_LEAD_MS,
     Activated,
     BookRefusedError,
     BooksStaleError,
@@ -24,6 +23,7 @@ from billing.books import (
     Wanted,
     database_now_ms,
 )
+from billing.kinds import ACTIVATION_LEAD_MS
 from billing.lists import PageRequest
 from billing.settlement.registry import AWAY
 from pricing_rules.book import Book, parse_book

@@ -14,11 +14,11 @@ from billing.keys import (
     MISS,
     KeyChange,
     KeyInfo,
-    KeyKind,
     KeyOutOfUseError,
     NewKey,
     UnknownKeyError,
 )
+from billing.kinds import KeyKind
 from billing.lists import PageRequest
 from tests.support.control import NOON, Control
 

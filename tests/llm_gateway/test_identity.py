@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from billing.keys import MISS, KeyInfo, KeyKind, Miss
+from billing.keys import MISS, KeyInfo, Miss
+from billing.kinds import KeyKind
 from llm_gateway.errors import (
     BillingUserNotAllowedError,
     GatewayError,

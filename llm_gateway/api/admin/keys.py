@@ -7,7 +7,8 @@ from msgspec import UNSET, UnsetType
 
 from billing.accounts import ACCOUNT_ID_RULE, is_account_id
 from billing.admins import Admin, Permission
-from billing.keys import KeyChange, KeyKind, NewKey, UnknownKeyError
+from billing.keys import KeyChange, NewKey, UnknownKeyError
+from billing.kinds import KeyKind
 from billing.lists import PageRequest
 from billing.shop.fields import Fields
 from llm_gateway.api.admin.params import AccountId

@@ -6,8 +6,8 @@ from litestar.params import FromPath, FromQuery, JSONBody
 
 from billing.admins import Admin, Permission
 from billing.corrections import OrderRefund
+from billing.kinds import OrderStatus
 from billing.lists import PageRequest
-from billing.shop.orders import OrderStatus
 from llm_gateway.api.admin.params import AccountId
 from llm_gateway.api.deps import IdempotencyKey
 from llm_gateway.api.state import ApiState

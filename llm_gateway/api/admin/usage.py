@@ -7,7 +7,8 @@ from litestar.di import NamedDependency
 from litestar.params import FromQuery
 
 from billing.admins import Permission
-from billing.shop.consumption import GroupBy, Question, consumption
+from billing.kinds import GroupBy
+from billing.shop.consumption import Question, consumption
 from billing.shop.fields import FieldProblem
 from billing.shop.periods import Period
 from llm_gateway.api.admin.params import AccountId

@@ -6,7 +6,8 @@ from litestar import Controller, get
 from litestar.di import NamedDependency
 from litestar.params import FromQuery
 
-from billing.shop.consumption import GroupBy, Question, consumption
+from billing.kinds import GroupBy
+from billing.shop.consumption import Question, consumption
 from billing.shop.periods import Period
 from llm_gateway.api.periods import RunId, ZoneName, zone_named
 from llm_gateway.api.state import ApiState

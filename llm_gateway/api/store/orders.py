@@ -4,8 +4,9 @@ from litestar import Controller, get, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath, FromQuery, JSONBody
 
+from billing.kinds import OrderStatus
 from billing.lists import PageRequest
-from billing.shop.orders import NewOrder, OrderStatus
+from billing.shop.orders import NewOrder
 from llm_gateway.api.deps import IdempotencyKey
 from llm_gateway.api.state import ApiState
 from llm_gateway.api.views.orders import (

@@ -1,11 +1,13 @@
 """Accounts and balances."""
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from billing.accounts import AccountInfo
 from llm_gateway.api.views.shared import AccountName, Line, Listing, Text, Time, moment_or_none
+
+if TYPE_CHECKING:  # the client answers with these shapes, and needs no database for that
+    from billing.accounts import AccountInfo
 
 
 class BalanceView(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,7 +67,7 @@ class NewAccount(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     note: Text = ""
 
 
-def balance_view(info: AccountInfo) -> BalanceView:
+def balance_view(info: "AccountInfo") -> BalanceView:
     """An account's balance as its owner sees it."""
     return BalanceView(
         account=info.account,
@@ -86,7 +88,7 @@ def balance_view(info: AccountInfo) -> BalanceView:
     )
 
 
-def account_view(info: AccountInfo) -> AccountView:
+def account_view(info: "AccountInfo") -> AccountView:
     """An account as an administrator sees it."""
     return AccountView(
         account=info.account,

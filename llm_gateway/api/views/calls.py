@@ -1,10 +1,14 @@
 """Charged calls as a list."""
 
+from typing import TYPE_CHECKING
+
 import msgspec
 
-from billing.shop.calls import Call, Calls
 from llm_gateway.api.views.charges import UsageView, usage_view
 from llm_gateway.api.views.shared import Time, cursor, moment
+
+if TYPE_CHECKING:  # the client answers with these shapes, and needs no database for that
+    from billing.shop.calls import Call, Calls
 
 
 class CallSummary(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,7 +45,7 @@ class ChargeList(msgspec.Struct, frozen=True, kw_only=True):
     next_after: str | None
 
 
-def charge_list(calls: Calls) -> ChargeList:
+def charge_list(calls: "Calls") -> ChargeList:
     """Some charged calls."""
     return ChargeList(
         items=[_summary(call) for call in calls.items],
@@ -50,7 +54,7 @@ def charge_list(calls: Calls) -> ChargeList:
     )
 
 
-def _summary(call: Call) -> CallSummary:
+def _summary(call: "Call") -> CallSummary:
     return CallSummary(
         event_id=call.event_id,
         started_at=moment(call.started_at),

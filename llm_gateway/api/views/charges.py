@@ -1,12 +1,9 @@
 """Calls: what they used, what they cost and why."""
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from billing.charges import ExplainedCharge, Pricing
-from billing.context import BillingContext
-from billing.events import ChargeEvent
 from llm_gateway.api.views.prices import (
     CandidateView,
     PriceRuleView,
@@ -17,6 +14,11 @@ from llm_gateway.api.views.shared import Time, moment, moment_or_none
 from llm_gateway.api.views.transactions import TransactionView, transaction_view
 from pricing_rules.price import Line
 from pricing_rules.usage import Usage
+
+if TYPE_CHECKING:  # the client answers with these shapes, and needs no database for that
+    from billing.charges import ExplainedCharge, Pricing
+    from billing.context import BillingContext
+    from billing.events import ChargeEvent
 
 
 class UsageView(msgspec.Struct, frozen=True, kw_only=True):
@@ -143,7 +145,7 @@ class EventView(msgspec.Struct, frozen=True, kw_only=True):
     finished_at: Time
 
 
-def charge_view(charge: ExplainedCharge) -> ChargeView:
+def charge_view(charge: "ExplainedCharge") -> ChargeView:
     """A call explained."""
     context, hold = charge.context, charge.hold
     return ChargeView(
@@ -198,7 +200,7 @@ def usage_view(usage: Usage) -> UsageView:
     )
 
 
-def pricing_view(pricing: Pricing) -> PricingView:
+def pricing_view(pricing: "Pricing") -> PricingView:
     """How an amount came about."""
     return PricingView(
         rule=price_rule_view(pricing.rule),
@@ -226,7 +228,7 @@ def line_view(line: Line) -> LineView:
     )
 
 
-def call_view(context: BillingContext) -> CallView:
+def call_view(context: "BillingContext") -> CallView:
     """A call as its hold and its events know it."""
     return CallView(
         event_id=context.event_id,
@@ -245,7 +247,7 @@ def call_view(context: BillingContext) -> CallView:
     )
 
 
-def event_view(event: ChargeEvent) -> EventView:
+def event_view(event: "ChargeEvent") -> EventView:
     """A charge event, decoded."""
     return EventView(
         version=event.version,

@@ -1,12 +1,15 @@
 """What was used and what it cost: sums, by groups and over time."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from billing.shop.consumption import Consumption, GroupBy, Question, Sums
 from llm_gateway.api.views.charges import UsageView
 from llm_gateway.api.views.shared import Time, moment
+
+if TYPE_CHECKING:  # the client answers with these shapes, and needs no database for that
+    from billing.kinds import GroupBy
+    from billing.shop.consumption import Consumption, Question, Sums
 
 
 class SumsView(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,7 +55,7 @@ class ConsumptionView(msgspec.Struct, frozen=True, kw_only=True):
     series: list[StepView]
 
 
-def consumption_view(question: Question, told: Consumption) -> ConsumptionView:
+def consumption_view(question: "Question", told: "Consumption") -> ConsumptionView:
     """An answer with what was asked."""
     group_by: GroupBy | None = question.group_by
     return ConsumptionView(
@@ -73,7 +76,7 @@ def consumption_view(question: Question, told: Consumption) -> ConsumptionView:
     )
 
 
-def _sums(sums: Sums) -> dict[str, Any]:
+def _sums(sums: "Sums") -> dict[str, Any]:
     tokens = UsageView(**{name: getattr(sums, name) for name in UsageView.__struct_fields__})
     return {
         "amount_micro_credits": sums.amount,

@@ -1,8 +1,10 @@
 """Corrections of the ledger by administrators."""
 
+from typing import TYPE_CHECKING
+
 import msgspec
 
-from billing.corrections import Correction, CorrectionDone, Kind
+from billing.kinds import CorrectionKind
 from llm_gateway.api.views.shared import (
     Amount,
     Listing,
@@ -13,6 +15,9 @@ from llm_gateway.api.views.shared import (
     moment_or_none,
 )
 from llm_gateway.api.views.transactions import TransactionView, transaction_view
+
+if TYPE_CHECKING:  # the client answers with these shapes, and needs no database for that
+    from billing.corrections import Correction, CorrectionDone
 
 
 class AdjustmentRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -33,7 +38,7 @@ class CorrectionView(msgspec.Struct, frozen=True, kw_only=True):
     """A correction; `posted_at` null: its entry is on its way."""
 
     event_id: str
-    kind: Kind
+    kind: CorrectionKind
     account: str
     ref_id: str | None
     wanted_micro_credits: int
@@ -58,7 +63,7 @@ class CorrectionDoneView(msgspec.Struct, frozen=True, kw_only=True):
     entry: TransactionView
 
 
-def correction_view(correction: Correction) -> CorrectionView:
+def correction_view(correction: "Correction") -> CorrectionView:
     """A correction."""
     values = msgspec.structs.asdict(correction) | {
         "wanted_micro_credits": correction.wanted,
@@ -69,7 +74,7 @@ def correction_view(correction: Correction) -> CorrectionView:
     return msgspec.convert(values, CorrectionView)
 
 
-def correction_done_view(done: CorrectionDone) -> CorrectionDoneView:
+def correction_done_view(done: "CorrectionDone") -> CorrectionDoneView:
     """A correction and its entry."""
     return CorrectionDoneView(
         repeated=done.repeated,

@@ -4,11 +4,13 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from billing.guard import Admitted
 from billing.holds import Refused
 from llm_gateway.api.views.charges import UsageView, usage_view
 
-if TYPE_CHECKING:  # the client answers with these shapes, and needs no tokenizer for that
+if (
+    TYPE_CHECKING
+):  # the client answers with these shapes, and needs no tokenizer or database for that
+    from billing.guard import Admitted
     from llm_gateway.estimate import Estimate, Expectation
 
 
@@ -119,9 +121,7 @@ def _admission_view(estimate: "Estimate") -> AdmissionView:
     )
 
 
-def _both(admission: Admitted | Refused) -> tuple[Admitted | None, Refused | None]:
-    match admission:
-        case Admitted():
-            return admission, None
-        case Refused():
-            return None, admission
+def _both(admission: "Admitted | Refused") -> "tuple[Admitted | None, Refused | None]":
+    if isinstance(admission, Refused):
+        return None, admission
+    return admission, None

@@ -1,11 +1,15 @@
 """Credit that is set aside for calls."""
 
+from typing import TYPE_CHECKING
+
 import msgspec
 
-from billing.backlog import HeldCredit
-from billing.settlement.desk import HoldDetail
 from llm_gateway.api.views.charges import CallView, call_view
 from llm_gateway.api.views.shared import Listing, Time, moment
+
+if TYPE_CHECKING:  # the client answers with these shapes, and needs no database for that
+    from billing.backlog import HeldCredit
+    from billing.settlement.desk import HoldDetail
 
 
 class OpenHoldView(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,7 +49,7 @@ class ReleasedHoldView(msgspec.Struct, frozen=True, kw_only=True):
     cancelled: bool
 
 
-def hold_view(hold: HeldCredit) -> OpenHoldView:
+def hold_view(hold: "HeldCredit") -> OpenHoldView:
     """A hold in a list."""
     return OpenHoldView(
         hold_id=hold.hold_id,
@@ -58,7 +62,7 @@ def hold_view(hold: HeldCredit) -> OpenHoldView:
     )
 
 
-def hold_detail_view(detail: HoldDetail) -> HoldDetailView:
+def hold_detail_view(detail: "HoldDetail") -> HoldDetailView:
     """A hold with its call."""
     return HoldDetailView(
         hold=hold_view(detail.hold),

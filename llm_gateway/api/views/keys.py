@@ -1,11 +1,11 @@
 """API keys, without their tokens."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from billing.keys import KeyInfo, KeyKind
+from billing.kinds import KeyKind
 from llm_gateway.api.views.shared import (
     AccountName,
     AccountNameOrNone,
@@ -17,6 +17,9 @@ from llm_gateway.api.views.shared import (
     moment,
     moment_or_none,
 )
+
+if TYPE_CHECKING:  # the client answers with these shapes, and needs no database for that
+    from billing.keys import KeyInfo
 
 # Names, or prefixes that end in "*".
 Models = Annotated[
@@ -106,7 +109,7 @@ class RotatedView(msgspec.Struct, frozen=True, kw_only=True):
     old: KeyView
 
 
-def key_view(key: KeyInfo) -> KeyView:
+def key_view(key: "KeyInfo") -> KeyView:
     """A key without its token."""
     return KeyView(
         key_id=key.key_id,

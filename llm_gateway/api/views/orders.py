@@ -1,11 +1,11 @@
 """Orders: what was bought, and how it is paid."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 from msgspec import Meta
 
-from billing.shop.orders import QUANTITY_MAX, Order, OrderStatus
+from billing.kinds import QUANTITY_MAX, OrderStatus
 from llm_gateway.api.views.products import SnapshotView, snapshot_view
 from llm_gateway.api.views.shared import (
     Line,
@@ -17,6 +17,9 @@ from llm_gateway.api.views.shared import (
     moment_or_none,
 )
 from llm_gateway.payments.port import PaymentInstructions
+
+if TYPE_CHECKING:  # the client answers with these shapes, and needs no database for that
+    from billing.shop.orders import Order
 
 
 class OrderView(msgspec.Struct, frozen=True, kw_only=True):
@@ -106,12 +109,12 @@ class OwnPaidOrderView(msgspec.Struct, frozen=True, kw_only=True):
     order: OrderView
 
 
-def order_view(order: Order) -> OrderView:
+def order_view(order: "Order") -> OrderView:
     """An order as its owner sees it."""
     return msgspec.convert(_values(order), OrderView)
 
 
-def admin_order_view(order: Order) -> AdminOrderView:
+def admin_order_view(order: "Order") -> AdminOrderView:
     """An order as an administrator sees it."""
     cancelled_at = moment_or_none(order.cancelled_at)
     return msgspec.convert(_values(order) | {"cancelled_at": cancelled_at}, AdminOrderView)
@@ -122,7 +125,7 @@ def payment_view(payment: PaymentInstructions) -> PaymentView:
     return msgspec.convert(payment, PaymentView, from_attributes=True)
 
 
-def _values(order: Order) -> dict[str, object]:
+def _values(order: "Order") -> dict[str, object]:
     values = msgspec.structs.asdict(order)
     return values | {
         "product_snapshot": snapshot_view(order.product_snapshot),

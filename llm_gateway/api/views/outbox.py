@@ -1,11 +1,15 @@
 """Charge events on their way into the ledger."""
 
+from typing import TYPE_CHECKING
+
 import msgspec
 
-from billing.backlog import WaitingCharge
-from billing.settlement.desk import WaitingEvent
 from llm_gateway.api.views.charges import EventView, event_view
 from llm_gateway.api.views.shared import Listing, Time, moment, moment_or_none
+
+if TYPE_CHECKING:  # the client answers with these shapes, and needs no database for that
+    from billing.backlog import WaitingCharge
+    from billing.settlement.desk import WaitingEvent
 
 
 class OutboxView(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,7 +39,7 @@ class WaitingEventView(msgspec.Struct, frozen=True, kw_only=True):
     payload_bytes: int
 
 
-def outbox_view(waiting: WaitingCharge) -> OutboxView:
+def outbox_view(waiting: "WaitingCharge") -> OutboxView:
     """A row of the outbox in a list."""
     return OutboxView(
         event_id=waiting.event_id,
@@ -49,7 +53,7 @@ def outbox_view(waiting: WaitingCharge) -> OutboxView:
     )
 
 
-def waiting_event_view(waiting: WaitingEvent) -> WaitingEventView:
+def waiting_event_view(waiting: "WaitingEvent") -> WaitingEventView:
     """A row of the outbox with its event."""
     return WaitingEventView(
         row=outbox_view(waiting.row),

@@ -1,16 +1,18 @@
 """Versions of the price book: uploaded, checked, compared, put in effect, explained."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 from msgspec import Meta
 
-from billing.books import Activated, BookInfo
-from billing.timeline import Activation
 from llm_gateway.api.views.prices import CandidateView, PriceRuleView, price_rule_view
 from llm_gateway.api.views.shared import Listing, Time, moment, moment_or_none
 from pricing_rules.diff import Change, Diff
 from pricing_rules.reader import Problem
+
+if TYPE_CHECKING:  # the client answers with these shapes, and needs no database for that
+    from billing.books import Activated, BookInfo
+    from billing.timeline import Activation
 
 
 class ProblemView(msgspec.Struct, frozen=True, kw_only=True):
@@ -157,7 +159,7 @@ def problem_view(problem: Problem) -> ProblemView:
     )
 
 
-def scheduled_view(activation: Activation) -> ScheduledView:
+def scheduled_view(activation: "Activation") -> ScheduledView:
     """A version that is to take effect."""
     return ScheduledView(
         version=activation.version,
@@ -166,7 +168,7 @@ def scheduled_view(activation: Activation) -> ScheduledView:
     )
 
 
-def activation_view(done: Activated) -> ActivationView:
+def activation_view(done: "Activated") -> ActivationView:
     """What came of an activation or a rollback."""
     return ActivationView(
         version=done.version,
@@ -201,7 +203,7 @@ def _change_view(change: Change) -> ChangeView:
     )
 
 
-def book_view(info: BookInfo, current: int | None) -> BookView:
+def book_view(info: "BookInfo", current: int | None) -> BookView:
     """A version, and whether it is the one in effect."""
     return BookView(
         version=info.version,

@@ -1,12 +1,15 @@
 """Products: credit that is for sale."""
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from billing.shop.products import Product, ProductStatus
+from billing.kinds import ProductStatus
 from llm_gateway.api.views.shared import Amount, Line, Listing, Prose, Time, moment
+
+if TYPE_CHECKING:  # the client answers with these shapes, and needs no database for that
+    from billing.shop.products import Product
 
 Sku = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$(?!\n)")]
 ProductName = Annotated[Line, Meta(min_length=1)]
@@ -87,17 +90,17 @@ class ProductPatch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     status: Literal["active", "inactive"] | UnsetType = UNSET
 
 
-def product_view(product: Product) -> ProductView:
+def product_view(product: "Product") -> ProductView:
     """A product as buyers see it."""
     return msgspec.convert(_values(product), ProductView)
 
 
-def snapshot_view(product: Product) -> SnapshotView:
+def snapshot_view(product: "Product") -> SnapshotView:
     """A product as it was ordered."""
     return msgspec.convert(_values(product), SnapshotView)
 
 
-def admin_product_view(product: Product) -> AdminProductView:
+def admin_product_view(product: "Product") -> AdminProductView:
     """A product with what only administrators need."""
     times = {
         "created_at": moment(product.created_at),
@@ -106,7 +109,7 @@ def admin_product_view(product: Product) -> AdminProductView:
     return msgspec.convert(_values(product) | times, AdminProductView)
 
 
-def _values(product: Product) -> dict[str, object]:
+def _values(product: "Product") -> dict[str, object]:
     values = msgspec.structs.asdict(product)
     return values | {
         "credit_amount_micro_credits": product.credit_amount,

@@ -1,11 +1,15 @@
 """Events that could not be posted as they are."""
 
+from typing import TYPE_CHECKING
+
 import msgspec
 
-from billing.backlog import SetAside
-from billing.settlement.desk import QuarantinedEvent, Resolved
 from llm_gateway.api.views.charges import CallView, EventView, call_view, event_view
 from llm_gateway.api.views.shared import Listing, Time, moment, moment_or_none
+
+if TYPE_CHECKING:  # the client answers with these shapes, and needs no database for that
+    from billing.backlog import SetAside
+    from billing.settlement.desk import QuarantinedEvent, Resolved
 
 
 class QuarantineView(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,7 +51,7 @@ class ResolvedView(msgspec.Struct, frozen=True, kw_only=True):
     hold_released: bool
 
 
-def quarantine_view(row: SetAside) -> QuarantineView:
+def quarantine_view(row: "SetAside") -> QuarantineView:
     """A row of the quarantine in a list."""
     return QuarantineView(
         id=row.id,
@@ -62,7 +66,7 @@ def quarantine_view(row: SetAside) -> QuarantineView:
     )
 
 
-def quarantined_event_view(aside: QuarantinedEvent) -> QuarantinedEventView:
+def quarantined_event_view(aside: "QuarantinedEvent") -> QuarantinedEventView:
     """A row of the quarantine with its event."""
     return QuarantinedEventView(
         row=quarantine_view(aside.row),
@@ -74,7 +78,7 @@ def quarantined_event_view(aside: QuarantinedEvent) -> QuarantinedEventView:
     )
 
 
-def resolved_view(resolved: Resolved) -> ResolvedView:
+def resolved_view(resolved: "Resolved") -> ResolvedView:
     """A resolved event."""
     return ResolvedView(
         row=quarantine_view(resolved.row),

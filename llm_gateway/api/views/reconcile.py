@@ -1,9 +1,13 @@
 """What checks of the invariants find, and what a repair did."""
 
+from typing import TYPE_CHECKING
+
 import msgspec
 
-from billing.settlement.reconcile import Repaired, Report
 from llm_gateway.api.views.shared import Time, moment
+
+if TYPE_CHECKING:  # the client answers with these shapes, and needs no database for that
+    from billing.settlement.reconcile import Repaired, Report
 
 
 class ViolationView(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,7 +53,7 @@ class RepairView(msgspec.Struct, frozen=True, kw_only=True):
     report: ReportView
 
 
-def report_view(report: Report) -> ReportView:
+def report_view(report: "Report") -> ReportView:
     """The findings of a run."""
     return ReportView(
         ok=report.ok,
@@ -72,7 +76,7 @@ def report_view(report: Report) -> ReportView:
     )
 
 
-def repaired_view(repaired: Repaired) -> RepairedView:
+def repaired_view(repaired: "Repaired") -> RepairedView:
     """What a repair did."""
     return RepairedView(
         held_accounts=repaired.held_accounts,

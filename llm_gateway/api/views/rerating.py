@@ -1,16 +1,18 @@
 """What calls would cost by another price book, and runs that charge them by it."""
 
-from typing import Annotated, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import msgspec
 from msgspec import Meta
 
-from billing.rerating.pricing import LeftOut
-from billing.rerating.runs import Run
-from billing.rerating.simulate import Progress
-from billing.rerating.simulator import Question
-from billing.rerating.tally import Cause, Group, Groups, Simulation, Sums
+from billing.kinds import LeftOut
 from llm_gateway.api.views.shared import Listing, ReasonText, Time, moment, moment_or_none
+
+if TYPE_CHECKING:  # the client answers with these shapes, and needs no database for that
+    from billing.rerating.runs import Run
+    from billing.rerating.simulate import Progress
+    from billing.rerating.simulator import Question
+    from billing.rerating.tally import Cause, Group, Groups, Simulation, Sums
 
 # In the words of people.
 EXPLAINED: Final[dict[str, str]] = {
@@ -168,7 +170,7 @@ class RunList(Listing, frozen=True, kw_only=True):
     items: list[RunView]
 
 
-def simulation_view(question: Question, found: Simulation) -> SimulationView:
+def simulation_view(question: "Question", found: "Simulation") -> SimulationView:
     """An answer with what was asked."""
     return SimulationView(
         book=question.version or None,
@@ -185,12 +187,12 @@ def simulation_view(question: Question, found: Simulation) -> SimulationView:
     )
 
 
-def progress_view(progress: Progress) -> ProgressView:
+def progress_view(progress: "Progress") -> ProgressView:
     """How far a simulation is."""
     return ProgressView(calls=progress.calls, percent=progress.percent)
 
 
-def run_view(run: Run) -> RunView:
+def run_view(run: "Run") -> RunView:
     """A run as it stands."""
     return RunView(
         run_id=run.run_id,
@@ -214,7 +216,7 @@ def run_view(run: Run) -> RunView:
     )
 
 
-def _sums_view(sums: Sums) -> RerateSumsView:
+def _sums_view(sums: "Sums") -> RerateSumsView:
     return RerateSumsView(
         calls=sums.calls,
         before_micro_credits=sums.before,
@@ -225,7 +227,7 @@ def _sums_view(sums: Sums) -> RerateSumsView:
     )
 
 
-def _group_view(group: Group) -> RerateGroupView:
+def _group_view(group: "Group") -> RerateGroupView:
     return RerateGroupView(
         account=group.account or None,
         scene=group.scene or None,
@@ -235,13 +237,13 @@ def _group_view(group: Group) -> RerateGroupView:
     )
 
 
-def _groups_view(groups: Groups) -> RerateGroupsView:
+def _groups_view(groups: "Groups") -> RerateGroupsView:
     return RerateGroupsView(
         items=[_group_view(group) for group in groups.items], rest=_sums_view(groups.rest)
     )
 
 
-def _cause_view(cause: Cause) -> LeftOutView:
+def _cause_view(cause: "Cause") -> LeftOutView:
     return LeftOutView(
         reason=cause.reason,
         meaning=EXPLAINED[cause.reason],

@@ -1,11 +1,11 @@
 """Rewards and their rules."""
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from billing.shop.rewards import Capped, Paid, Reward, RewardRule, RuleStatus
+from billing.kinds import RuleStatus
 from llm_gateway.api.views.shared import (
     AccountName,
     Amount,
@@ -19,6 +19,9 @@ from llm_gateway.api.views.shared import (
     moment,
     moment_or_none,
 )
+
+if TYPE_CHECKING:  # the client answers with these shapes, and needs no database for that
+    from billing.shop.rewards import Capped, Paid, Reward, RewardRule
 
 RuleName = Annotated[Line, Meta(min_length=1)]
 
@@ -118,7 +121,7 @@ class RewardDoneView(msgspec.Struct, frozen=True, kw_only=True):
     cap: CapView | None
 
 
-def reward_rule_view(rule: RewardRule) -> RewardRuleView:
+def reward_rule_view(rule: "RewardRule") -> RewardRuleView:
     """A rule."""
     values = msgspec.structs.asdict(rule) | {
         "amount_micro_credits": rule.amount,
@@ -128,7 +131,7 @@ def reward_rule_view(rule: RewardRule) -> RewardRuleView:
     return msgspec.convert(values, RewardRuleView)
 
 
-def reward_view(reward: Reward) -> RewardView:
+def reward_view(reward: "Reward") -> RewardView:
     """A reward."""
     values = msgspec.structs.asdict(reward) | {
         "amount_micro_credits": reward.amount,
@@ -138,8 +141,10 @@ def reward_view(reward: Reward) -> RewardView:
     return msgspec.convert(values, RewardView)
 
 
-def reward_done_view(done: Paid | Capped) -> RewardDoneView:
+def reward_done_view(done: "Paid | Capped") -> RewardDoneView:
     """What came of a reward."""
+    from billing.shop.rewards import Capped
+
     if isinstance(done, Capped):
         cap = CapView(name=done.cap, limit=done.limit, used=done.used, day=done.day)
         return RewardDoneView(result="capped", reward=None, cap=cap)

@@ -1,9 +1,13 @@
 """What finance asks for: statements of accounts, and what is outstanding."""
 
+from typing import TYPE_CHECKING
+
 import msgspec
 
-from billing.shop.statements import Outstanding, Statement
 from llm_gateway.api.views.shared import Time, moment
+
+if TYPE_CHECKING:  # the client answers with these shapes, and needs no database for that
+    from billing.shop.statements import Outstanding, Statement
 
 
 class StatementLineView(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,7 +53,7 @@ class OutstandingView(msgspec.Struct, frozen=True, kw_only=True):
     accounts_negative: int
 
 
-def statement_view(told: Statement) -> StatementView:
+def statement_view(told: "Statement") -> StatementView:
     """A statement."""
     return StatementView(
         account=told.account,
@@ -74,7 +78,7 @@ def statement_view(told: Statement) -> StatementView:
     )
 
 
-def outstanding_view(told: Outstanding) -> OutstandingView:
+def outstanding_view(told: "Outstanding") -> OutstandingView:
     """What is outstanding."""
     return OutstandingView(
         at=moment(told.at),

@@ -1,12 +1,14 @@
 """Entries of the ledger."""
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from billing.accounts import Transaction
-from billing.lists import Page
 from llm_gateway.api.views.shared import Listing, Time, cursor, moment
+
+if TYPE_CHECKING:  # the client answers with these shapes, and needs no database for that
+    from billing.accounts import Transaction
+    from billing.lists import Page
 
 
 class TransactionView(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,7 +36,7 @@ class TransactionList(Listing, frozen=True, kw_only=True):
     source: Literal["db", "cache"]
 
 
-def transaction_view(entry: Transaction) -> TransactionView:
+def transaction_view(entry: "Transaction") -> TransactionView:
     """A ledger entry; the event id is unique in the ledger, so it is the transaction's id too."""
     return TransactionView(
         transaction_id=entry.event_id,
@@ -53,7 +55,7 @@ def transaction_view(entry: Transaction) -> TransactionView:
     )
 
 
-def transaction_list(page: Page[Transaction]) -> TransactionList:
+def transaction_list(page: "Page[Transaction]") -> TransactionList:
     """A page of transactions."""
     return TransactionList(
         items=[transaction_view(entry) for entry in page.items],

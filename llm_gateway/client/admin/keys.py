@@ -8,8 +8,7 @@ from datetime import datetime
 
 from msgspec import UNSET, UnsetType
 
-from billing.admins import Role
-from billing.keys import KeyKind
+from billing.kinds import KeyKind, Role
 from llm_gateway.api.views.admin_tokens import (
     AdminTokenList,
     AdminTokenRequest,

@@ -4,7 +4,7 @@ from typing import Literal
 
 from msgspec import UNSET, UnsetType
 
-from billing.shop.orders import OrderStatus
+from billing.kinds import OrderStatus
 from llm_gateway.api.views.corrections import CorrectionDoneView, RefundRequest
 from llm_gateway.api.views.orders import (
     AdminOrderList,

@@ -10,9 +10,10 @@ import pytest
 from billing.books import BookRefusedError, UnknownBookError
 from billing.db.hot import DatabaseUnavailableError
 from billing.db.session import Database
+from billing.kinds import LeftOut
 from billing.rerating import simulator as module
 from billing.rerating.calls import Call, Window, _last_words
-from billing.rerating.pricing import LeftOut, Rerater
+from billing.rerating.pricing import Rerater
 from billing.rerating.runs import NewRun
 from billing.rerating.simulate import Progress, simulate
 from billing.rerating.simulator import (

@@ -4,8 +4,8 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
+from billing.kinds import LeftOut
 from billing.rerating.calls import Call
-from billing.rerating.pricing import LeftOut
 from billing.rerating.tally import Groups, Simulation, Sums, Tally
 from pricing_rules.usage import Usage
 

@@ -12,7 +12,8 @@ from sqlalchemy import text
 
 from billing.db.invariants import FAILURES
 from billing.events import Finish, UsageNotes, UsageQuality
-from billing.shop.consumption import GroupBy, Question, Sums, consumption
+from billing.kinds import GroupBy
+from billing.shop.consumption import Question, Sums, consumption
 from billing.shop.periods import Period, Step, zone_of
 from pricing_rules.usage import Usage
 from tests.support.migrated import migrated

@@ -13,8 +13,9 @@ from sqlalchemy import text
 
 from billing.db.invariants import DAY_DIFFERENCES, DAY_MS, QUARTER_MS, ROLLUP_SUMS
 from billing.events import Finish
+from billing.kinds import GroupBy
 from billing.settlement.day_fold import fold_days
-from billing.shop.consumption import Consumption, GroupBy, Question, Sums, consumption
+from billing.shop.consumption import Consumption, Question, Sums, consumption
 from billing.shop.periods import Period, Piece, Span, Step, pieces, span_of, zone_of
 from llm_gateway import clock
 from tests.support.migrated import migrated

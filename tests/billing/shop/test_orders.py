@@ -11,6 +11,7 @@ import pytest
 
 from billing.accounts import EntryConflictError, EntryRefusedError
 from billing.failpoints import hooks
+from billing.kinds import OrderStatus
 from billing.ledger import AMOUNT_MAX, Entry
 from billing.lists import PageRequest
 from billing.shop.fields import InvalidFieldsError
@@ -19,7 +20,6 @@ from billing.shop.orders import (
     NewOrder,
     Order,
     OrderConflictError,
-    OrderStatus,
     Payment,
     PaymentMismatchError,
     ProductUnavailableError,

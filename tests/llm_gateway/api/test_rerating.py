@@ -9,8 +9,9 @@ import msgspec
 import pytest
 from sqlalchemy import select
 
-from billing.admins import NewAdminToken, Role
+from billing.admins import NewAdminToken
 from billing.db.tables import usage
+from billing.kinds import Role
 from billing.rerating.calls import Window
 from billing.rerating.simulator import Question
 from llm_gateway import clock

@@ -10,7 +10,8 @@ import pytest
 from litestar import Controller, Router, get
 from litestar.routes import HTTPRoute
 
-from billing.admins import ALLOWED, NewAdminToken, Permission, Role
+from billing.admins import ALLOWED, NewAdminToken, Permission
+from billing.kinds import Role
 from llm_gateway.api.admin.router import admin_router, check_permissions
 from tests.support.api import ADMIN, ADMIN_TOKEN, Api, serve_api
 

@@ -10,7 +10,8 @@ import pytest
 from billing.accounts import Grant
 from billing.context import BillingContext
 from billing.events import ChargeEvent, Finish, Revision, UsageNotes, UsageQuality, UsageSource
-from billing.keys import KeyKind, NewKey
+from billing.keys import NewKey
+from billing.kinds import KeyKind
 from llm_gateway.api.litestar import ModelOffer
 from pricing_rules.usage import Usage
 from tests.support.api import Api, serve_api

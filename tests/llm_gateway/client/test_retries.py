@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from billing.admins import Role
-from billing.keys import KeyKind
+from billing.kinds import KeyKind, Role
 from llm_gateway.client import (
     AdminClient,
     AsyncAdminClient,
