@@ -10,6 +10,7 @@ from llm_gateway.config import Config, ProviderConfig, ServerConfig
 from llm_gateway.credentials import Credentials, credentials_path
 
 ANY_ADDRESS: Final = ("0.0.0.0", "::", "")  # noqa: S104 - recognised, not listened on
+COMMAND: Final = "llm-gateway"
 _WIDTH: Final = 11
 
 
@@ -20,14 +21,17 @@ def url_of(host: str, port: int) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def banner(config: Config, credentials: Credentials, *, notes: tuple[str, ...] = ()) -> str:
+def banner(
+    config: Config, credentials: Credentials, *, command: str = COMMAND, notes: tuple[str, ...] = ()
+) -> str:
     """The text; `notes` are further lines, such as that the price file differs from the book.
 
+    `command` is how this program is called from the reader's shell.
     `credentials.url` is the address as it came to be, with the port that was really taken.
     """
     rows = [
         ("address", f"{credentials.url}/v1"),
-        *_key_rows(config, credentials),
+        *_key_rows(config, credentials, command),
         *_place_rows(config, credentials),
         *_provider_rows(config),
         *(("note", note) for note in notes),
@@ -64,15 +68,15 @@ def _version() -> str:
         return "(not installed, from its sources)"
 
 
-def _key_rows(config: Config, credentials: Credentials) -> list[tuple[str, str]]:
+def _key_rows(config: Config, credentials: Credentials, command: str) -> list[tuple[str, str]]:
     model = model_to_try(config)
     if not credentials.demo_key:
-        hint = "llm-gateway accounts create NAME, then keys create --account NAME"
+        hint = f"{shlex.quote(command)} accounts create NAME, then keys create --account NAME"
         return [("key", f"none yet: {hint}")]
     rows = [("key", f"{credentials.demo_key}   (account {credentials.demo_account})")]
     if model:
         rows.append(("try", curl_line(credentials.url, credentials.demo_key, model)))
-        words = ["llm-gateway", "chat", "Hello!", "--model", model]
+        words = [command, "chat", "Hello!", "--model", model]
         if config.server.data_dir != ServerConfig().data_dir:
             words += ["--data-dir", config.server.data_dir]
         rows.append(("or", shlex.join(words)))

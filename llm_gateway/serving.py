@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import shutil
 import signal
 import sys
 from contextlib import AsyncExitStack
@@ -128,13 +129,21 @@ def _serve_several(config: Config, listeners: list[socket.socket], pace: Pace | 
         return 0
 
     def on_ready() -> None:
-        print(banner.banner(config, credentials, notes=notes), flush=True)  # noqa: T201 - for people
+        said = banner.banner(config, credentials, command=command_name(), notes=notes)
+        print(said, flush=True)  # noqa: T201 - for people
 
     def on_stop() -> None:
         for listener in listeners:
             listener.close()
 
     return Supervisor(config.server.processes, child, on_ready=on_ready, on_stop=on_stop).run()
+
+
+def command_name() -> str:
+    """How whoever started this program calls it: by name if the shell finds it, else by its path."""
+    started = sys.argv[0]
+    named = Path(started).name != banner.COMMAND or shutil.which(banner.COMMAND)
+    return banner.COMMAND if named else started
 
 
 def _run(main: Coroutine[object, object, T]) -> T:
@@ -166,7 +175,7 @@ async def _serve(
                 parts = await build_gateway(config, stack, log, pace=pace)
                 credentials, notes = await first_start.prepare(_first(parts), listeners)
                 admin_token = credentials.admin_token
-                said = banner.banner(config, credentials, notes=notes)
+                said = banner.banner(config, credentials, command=command_name(), notes=notes)
                 await parts.books.start()
             stop = _StopRequests(None)
         else:

@@ -4,6 +4,7 @@ import json
 import os
 import socket
 import stat
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -26,6 +27,7 @@ from llm_gateway.credentials import (
     write_credentials,
 )
 from llm_gateway.doctor import Level, check_data, check_provider, examine
+from llm_gateway.serving import command_name
 from tests.support.admin_server import ADMIN_TOKEN, AdminServer
 
 CLEAN_ENV: dict[str, str | None] = dict.fromkeys(
@@ -459,6 +461,24 @@ def test_the_banner_has_everything_to_begin_with() -> None:
     assert str(Path(".data").resolve()) in text
     assert "the price file differs" in text
     assert "CANARY" not in text
+
+
+def test_the_banner_names_the_command_as_the_shell_finds_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = tmp_path / "my env" / "llm-gateway"
+    started.parent.mkdir()
+    started.touch(mode=0o755)
+    monkeypatch.setattr(sys, "argv", [str(started), "serve"])
+    monkeypatch.setenv("PATH", str(tmp_path))
+    credentials = Credentials(url="http://127.0.0.1:1", demo_account="demo", demo_key="k")
+    text = banner(load(None, {}), credentials, command=command_name())
+    assert f"'{started}' chat " in text
+    monkeypatch.setenv("PATH", str(started.parent))
+    assert command_name() == "llm-gateway"
+    monkeypatch.setattr(sys, "argv", ["/usr/lib/python3/site-packages/pytest/__main__.py"])
+    monkeypatch.setenv("PATH", "")
+    assert command_name() == "llm-gateway"
 
 
 def test_the_banner_without_a_demo_key_says_how_to_get_one() -> None:
