@@ -523,13 +523,13 @@ async def test_slow_upload_is_not_a_late_head() -> None:
     scripts: list[Script] = [[Step.EARLY, gate, Step.READ_BODY, answer, OK]]
     async with (
         ScriptedUpstream(scripts) as server,
-        a_client(server, first_byte_seconds=0.3) as client,
+        a_client(server, first_byte_seconds=1.2) as client,
     ):
         asking = asyncio.create_task(ask(client, a_request(b"x" * 20_000_000)))
         await server.wait_for(lambda: len(server.requests) == 1)
-        await asyncio.sleep(0.15)
+        await asyncio.sleep(0.75)
         gate.set()
-        await asyncio.sleep(0.25)
+        await asyncio.sleep(0.75)
         answer.set()
         assert await asking == b"hello"
 
