@@ -46,7 +46,9 @@ _SEARCHES = (
     "tests/billing/shop/test_folded_days.py",
     "tests/billing/shop/test_orders_machine.py",
     "tests/billing/shop/test_consumption.py::test_any_order",
+    "tests/llm_gateway/api/test_schema.py",
     "tests/pricing_rules/test_hostile.py",
+    "tests/pricing_rules/test_properties.py",
 )
 
 
