@@ -173,9 +173,12 @@ async def measure(url: str) -> list[Figure]:
                     figures.append(await timed(what, ask))
         run = Question(account=HEAVY, run_id="run-200", group_by=GroupBy.MODEL, zone=ZONE)
         figures.append(await timed("a run", partial(consumption, database, run, NOW)))
-        everybody = Question(account=None, group_by=GroupBy.ACCOUNT, zone=ZONE)
-        ask = partial(consumption, database, everybody, NOW)
-        figures.append(await timed("everybody, 24h, account", ask, aim=None, rounds=3))
+        for period in Period:
+            for group_by in (None, GroupBy.MODEL, GroupBy.ACCOUNT):
+                question = Question(account=None, period=period, group_by=group_by, zone=ZONE)
+                ask = partial(consumption, database, question, NOW)
+                what = f"everybody, {period}, {group_by or 'totals'}"
+                figures.append(await timed(what, ask, aim=None, rounds=3))
         month = month_of("2026-03")
         for account in (HEAVY, LIGHT):
             told = partial(statement, database, account, month, NOW)
