@@ -92,6 +92,16 @@ class Bout:
         await asyncio.sleep(seconds)  # nothing tells that nothing happens
         return self.served() - before
 
+    async def falls_silent(self) -> None:
+        """Until the provider saw nothing for a second; fails if it does not come to that in six.
+
+        What was admitted before may still be sent, on a busy machine some seconds later.
+        """
+        for _ in range(6):
+            if await self.served_within(1) == 0:
+                return
+        raise AssertionError("calls are admitted still")
+
     async def until(self, question: Callable[[], bool], what: str) -> None:
         """Poll; fails with `what` after PATIENCE_SECONDS."""
         try:

@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager, closing
 from pathlib import Path
 
 import pytest
+from aiokafka.conn import AIOKafkaConnection
 
 from billing.db.invariants import check_invariants
 from billing.db.sqlite import SqliteHotDatabase
@@ -35,6 +36,22 @@ class Clock:
 
     def __call__(self) -> int:
         return self.now
+
+
+@pytest.fixture(autouse=True)
+async def _sockets_of_aiokafka(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
+    """Close what aiokafka leaves open of a broker that died, or it fails whatever test comes next."""
+    made: list[AIOKafkaConnection] = []
+    connect = AIOKafkaConnection.connect
+
+    async def connect_noted(connection: AIOKafkaConnection) -> object:
+        made.append(connection)
+        return await connect(connection)
+
+    monkeypatch.setattr(AIOKafkaConnection, "connect", connect_noted)
+    yield
+    if left := [gone for gone in (each.close() for each in made) if gone is not None]:
+        await asyncio.wait(left, timeout=5)
 
 
 @pytest.fixture(params=["kafka", "redis"])

@@ -63,8 +63,7 @@ async def test_charges_go_to_the_disk_while_the_database_is_frozen(
         durable_postgres.pause()
         try:
             await spooled(fight)
-            await fight.served_within(1)  # what was admitted before may still be sent
-            assert await fight.served_within(0.5) == 0
+            await fight.falls_silent()
         finally:
             durable_postgres.resume()
 
@@ -88,8 +87,7 @@ async def test_a_database_that_only_reads(fight: Bout, durable_postgres: Postgre
     async def story() -> None:
         await read_only(durable_postgres, fight.url, "on")
         await spooled(fight)
-        await fight.served_within(0.5)
-        assert await fight.served_within(0.5) == 0
+        await fight.falls_silent()
         await read_only(durable_postgres, fight.url, "off")
 
     await fight.play(story)
