@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Collection, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from enum import StrEnum
 from typing import Final, Protocol
+from weakref import WeakValueDictionary
 
 import msgspec
 from sqlalchemy import ColumnElement, exists, func, literal_column, select, text, update
@@ -115,8 +116,8 @@ class LedgerView(Protocol):
         """In which epoch the account was last brought into Redis; None: it has no row."""
         ...
 
-    async def raise_guard_epoch(self, wanted: Collection[str], epoch: int) -> int:
-        """Note that accounts are brought into Redis; never lowers it. For how many it was the first time."""
+    async def raise_guard_epoch(self, wanted: Collection[str], epoch: int) -> frozenset[str]:
+        """Note that accounts are brought into Redis; never lowers it. For which it was the first time."""
         ...
 
     async def snapshot(self, account: str, *, residuals_since: int) -> AccountSnapshot | None:
@@ -148,7 +149,7 @@ class SqlLedgerView:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._is_postgres = database.url.startswith("postgresql")
-        self._locks: dict[str, asyncio.Lock] = {}
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def guard(self) -> GuardState | None:
         async with self._database.read() as connection:
@@ -189,6 +190,7 @@ class SqlLedgerView:
     @asynccontextmanager
     async def account_lock(self, account: str) -> AsyncIterator[None]:
         # Within the process first: waiters must not use up the connections.
+        # It stays as long as anybody has it or waits for it.
         lock = self._locks.setdefault(account, asyncio.Lock())
         async with lock:
             if self._is_postgres:
@@ -197,8 +199,6 @@ class SqlLedgerView:
                     yield  # the lock ends with the session
             else:
                 yield
-        if not lock.locked():
-            self._locks.pop(account, None)
 
     async def guard_epoch(self, account: str) -> int | None:
         wanted = select(accounts.c.guard_epoch).where(accounts.c.account == account)
@@ -206,17 +206,17 @@ class SqlLedgerView:
             found = await connection.scalar(wanted)
         return None if found is None else int(found)
 
-    async def raise_guard_epoch(self, wanted: Collection[str], epoch: int) -> int:
-        raised = 0
+    async def raise_guard_epoch(self, wanted: Collection[str], epoch: int) -> frozenset[str]:
+        raised: set[str] = set()
         for some in _groups(sorted(wanted)):
             lower = (accounts.c.account.in_(some), accounts.c.guard_epoch < epoch)
             async with self._database.write() as connection:
                 # In the order of their ids, as every other transaction locks them.
                 rows = select(accounts.c.account).where(*lower).order_by(accounts.c.account)
-                await connection.execute(rows.with_for_update())
-                first = update(accounts).where(*lower).values(guard_epoch=epoch)
-                raised += (await connection.execute(first)).rowcount
-        return raised
+                found = (await connection.scalars(rows.with_for_update())).all()
+                await connection.execute(update(accounts).where(*lower).values(guard_epoch=epoch))
+            raised.update(found)
+        return frozenset(raised)
 
     async def snapshot(self, account: str, *, residuals_since: int) -> AccountSnapshot | None:
         async with self._database.read() as connection:

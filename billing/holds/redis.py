@@ -11,6 +11,7 @@ import asyncio
 import logging
 import secrets
 from contextlib import suppress
+from enum import IntEnum
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
@@ -75,13 +76,22 @@ SCAN_KEYS: Final = 1_000
 DROP_AGAIN_SECONDS: Final = (0.0, 5.0, 30.0)
 
 _SELECT: Final = {script: (b"EVALSHA", digest, b"2") for script, digest in DIGESTS.items()}
-_NOT_THE_SERVER: Final = ("READONLY", "NOAUTH", "MASTERDOWN")  # connect anew, wherever it leads
+# Connect anew, wherever that leads; a server that forgot the scripts is given them again by that.
+_NOT_THE_SERVER: Final = ("READONLY", "NOAUTH", "MASTERDOWN", "NOSCRIPT")
 _AGAIN: Final = -9
 _RESERVE: Final = _SELECT[Script.RESERVE]
 
 _log: Final = logging.getLogger(__name__)
 _pack: Final[Callable[[Words], bytes]] = hiredis.pack_command  # type: ignore[assignment]
 _keys: Final = lru_cache(maxsize=65_536)(keys_of)
+
+
+class _Make(IntEnum):
+    """What may be made in Redis where it is not there; see register.lua."""
+
+    NOTHING = 0
+    HOLDS = 1
+    ACCOUNT = 2
 
 
 class _Hold:
@@ -378,39 +388,88 @@ class RedisHoldStore:
 
     # -- what the recovery asks --------------------------------------------------------------
 
-    async def register(self, epoch: int) -> int:
-        """Write this process's holds into Redis; how many were missing there."""
+    async def register(self, epoch: int) -> None:
+        """Write this process's holds into Redis, and make room there for their accounts."""
         holds = self._unheld | self._mine
-        missing = await self._register(epoch, holds)
+        words = self._by_account(holds)
+        # First: an account that vanishes after this is one that was lost.
+        await self._note_epoch(words, epoch)
+        await self._tell_holds(epoch, words, dict.fromkeys(words, _Make.ACCOUNT))
+        self._told(holds)
+
+    async def verify(self, epoch: int) -> int:
+        """Of how many accounts registered holds are gone.
+
+        Makes nothing: if the answer is lost on its way, asking again must tell the same.
+        """
+        holds = {name: each for name, each in self._mine.items() if name not in self._unheld}
+        words = self._by_account(holds)
+        replies = await self._tell_holds(epoch, words, dict.fromkeys(words, _Make.NOTHING))
+        return sum(reply != 0 for reply in replies.values())
+
+    async def join(self, epoch: int) -> int:
+        """Write this process's holds beside those that others registered; how many accounts are gone."""
+        holds = self._unheld | self._mine
+        gone = await self._add(epoch, holds)
+        if not gone:
+            self._told(holds)
+        return gone
+
+    async def _add(self, epoch: int, holds: Mapping[str, _Hold]) -> int:
+        """Holds that nobody waits for; how many of their accounts were here in this epoch and are gone.
+
+        Room for an account is made by the first one to bring it in alone: made by anybody else, it
+        would hide that others' holds were lost.
+        """
+        words = self._by_account(holds)
+        first = await self._note_epoch(words, epoch)
+        make = {name: _Make.ACCOUNT if name in first else _Make.HOLDS for name in words}
+        replies = await self._tell_holds(epoch, words, make)
+        gone = [name for name, reply in replies.items() if reply == Code.ABSENT]
+        async with asyncio.timeout(DATABASE_SECONDS):
+            known = [await self._ledger.guard_epoch(name) for name in gone]
+        return sum(each is not None for each in known)  # without a row: no account, nothing owed
+
+    def _told(self, holds: Iterable[str]) -> None:
+        """Redis knows of these now: what was allowed without it is free again."""
         for hold_id in holds:
             if (hold := self._unheld.pop(hold_id, None)) is not None:
                 self._give_back(hold)
-        return missing
 
-    async def _register(self, epoch: int, holds: Mapping[str, _Hold]) -> int:
-        if not holds:
-            return 0
+    async def _note_epoch(self, accounts: Collection[str], epoch: int) -> frozenset[str]:
+        if not accounts:
+            return frozenset()
+        async with asyncio.timeout(DATABASE_SECONDS):
+            return await self._ledger.raise_guard_epoch(accounts, epoch)
+
+    def _by_account(self, holds: Mapping[str, _Hold]) -> dict[str, list[Word]]:
         words: dict[str, list[Word]] = {}
         for hold_id, hold in holds.items():
-            process = self.process
             words.setdefault(hold.account, []).extend(
-                (hold_id, hold.amount, hold.progress, process, hold.started_at, hold.context)
+                (hold_id, hold.amount, hold.progress, self.process, hold.started_at, hold.context)
             )
-        # First: an account that vanishes after this is one that was lost.
-        async with asyncio.timeout(DATABASE_SECONDS):
-            await self._ledger.raise_guard_epoch(words.keys(), epoch)
+        return words
+
+    async def _tell_holds(
+        self, epoch: int, words: Mapping[str, list[Word]], make: Mapping[str, _Make]
+    ) -> dict[str, int]:
+        """Of each account how many holds were not here; ABSENT: it was not, and may not be made."""
+        if not words:
+            return {}
         connection = await self._line.ready()
+        select = _SELECT[Script.REGISTER]
         asked = [
-            connection.send(*_SELECT[Script.REGISTER], *_keys(account), epoch, *said)
-            for account, said in words.items()
+            (name, connection.send(*select, *_keys(name), epoch, int(make[name]), *said))
+            for name, said in words.items()
         ]
-        missing = 0
-        for reply in [_checked(await future, connection) for future in asked]:
+        replies: dict[str, int] = {}
+        for account, future in asked:
+            reply = _checked(await future, connection)
             assert isinstance(reply, int)
             if reply == Code.LATER:
                 raise RedisUnavailableError("a later epoch has begun")
-            missing += reply
-        return missing
+            replies[account] = reply
+        return replies
 
     def _line_changed(self) -> None:
         self._recovery.wake()
@@ -619,31 +678,34 @@ class RedisHoldStore:
         if known is None:
             return False
         entry = await self._entry(connection, account)
-        if entry.epoch == epoch and entry.balance is not None:
+        is_here = entry.epoch == epoch
+        if is_here and entry.balance is not None:
             return True  # somebody was quicker
         guard = await self._ledger.guard()
         if known > epoch or guard is None or guard.epoch != epoch:
             await self._recovery.look()
-        elif entry.epoch != epoch and known == epoch:
+        elif known == epoch and not is_here:
             await self._vanished(epoch)
-        else:
-            return await self._mark_and_load(connection, account, word)
-        return True
+        elif known == epoch or await self._ledger.raise_guard_epoch([account], epoch) or is_here:
+            return await self._mark_and_load(connection, account, word, may_make=not is_here)
+        return (
+            True  # or somebody else is bringing it in for the first time: whoever waits asks anew
+        )
 
-    async def _mark_and_load(self, connection: RedisConnection, account: str, word: bytes) -> bool:
+    async def _mark_and_load(
+        self, connection: RedisConnection, account: str, word: bytes, *, may_make: bool
+    ) -> bool:
         """Read the account between leaving a mark in Redis and writing onto it.
 
         Between the two nothing passes unseen: a settlement's word is noted at the mark, and a loss
-        takes the mark along. If nobody had brought the account in, but the database says that it is
-        here by now, then what was here is lost.
+        takes the mark along. `may_make`: the account is brought in for the first time, by nobody
+        else. Otherwise it is here, or it was lost: a mark that made it would hide that.
         """
         mark = secrets.token_hex(8)
-        here = await self._load_step(connection, Script.MARK, account, word, (mark,))
-        if here not in (0, 1):
-            return True
-        is_first = await self._ledger.raise_guard_epoch([account], int(word))
-        if here == 0 and not is_first:
+        here = await self._load_step(connection, Script.MARK, account, word, (mark, int(may_make)))
+        if here == Code.ABSENT:
             await self._vanished(int(word))
+        if here not in (0, 1):
             return True
         since = oldest_late_final(self._now_ms(), self._call_ms_max)
         snapshot = await self._ledger.snapshot(account, residuals_since=since)
@@ -738,10 +800,10 @@ class RedisHoldStore:
                 continue
             holds = dict(self._unheld)
             with suppress(RedisUnavailableError, *AWAY):
-                await self._register(int(word), holds)
-                for hold_id in holds:
-                    if (hold := self._unheld.pop(hold_id, None)) is not None:
-                        self._give_back(hold)
+                if await self._add(int(word), holds):
+                    await self._vanished(int(word))
+                else:
+                    self._told(holds)
 
     # -- looking through Redis ---------------------------------------------------------------
 

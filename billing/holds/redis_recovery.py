@@ -32,13 +32,21 @@ _log: Final = logging.getLogger(__name__)
 
 
 class Registrar(Protocol):
-    """The hold store, as its recovery sees it."""
+    """The hold store, as its recovery sees it.
 
-    async def register(self, epoch: int) -> int:
-        """Write this process's holds into Redis; how many were missing there.
+    All raise RedisUnavailableError, or what a database that is away raises.
+    """
 
-        Raises RedisUnavailableError, or what a database that is away raises.
-        """
+    async def register(self, epoch: int) -> None:
+        """Write this process's holds into Redis."""
+        ...
+
+    async def verify(self, epoch: int) -> int:
+        """Of how many accounts holds are gone that this process registered."""
+        ...
+
+    async def join(self, epoch: int) -> int:
+        """Write this process's holds beside those of others; how many of their accounts are gone."""
         ...
 
 
@@ -195,9 +203,9 @@ class Recovery:
         """This process's part of a phase, then the next phase if it was the last one waited for."""
         needed = step(state.epoch, state.phase)
         if self._done < needed:
-            missing = await self._registrar.register(state.epoch)
-            if missing and state.phase is Phase.VERIFY and self._done == needed - 1:
-                await self._raise_epoch(state, f"{missing} holds were lost while they came back")
+            if gone := await self._bring(state):
+                reason = f"holds of {gone} accounts were lost while they came back"
+                await self._raise_epoch(state, reason)
                 return True
             if not await self._note(needed):
                 return False
@@ -210,6 +218,15 @@ class Recovery:
         to = GuardState(epoch=state.epoch, phase=following, server=state.server)
         await self._ledger.change_guard(state, to)
         return True
+
+    async def _bring(self, state: GuardState) -> int:
+        """This process's holds into Redis; of how many accounts some turn out to be lost again."""
+        if state.phase is Phase.REGISTER:
+            await self._registrar.register(state.epoch)
+            return 0
+        if state.phase is Phase.VERIFY and self._done == step(state.epoch, Phase.REGISTER):
+            return await self._registrar.verify(state.epoch)
+        return await self._registrar.join(state.epoch)  # nobody waited for it
 
     async def _note(self, done: int) -> bool:
         if await self._ledger.note_step(self._process, done):

@@ -190,12 +190,21 @@ class Guard:
             if hold is not None:
                 slot.resize(hold, residual)
 
-    def mark(self, epoch: int, account: str, token: int) -> None:
-        """Make room for an account in this epoch, not yet loaded; holds that are there stay."""
-        slot = self.slots.setdefault(account, Slot(epoch))
+    def mark(self, epoch: int, account: str, token: int, *, may_make: bool) -> bool | None:
+        """Leave a mark on an account that is not loaded yet; holds that are there stay.
+
+        Whether it had to be made in this epoch; None: it is not here, and may not be made.
+        """
+        slot = self.slots.get(account)
+        made = slot is None or slot.epoch < epoch
+        if made and not may_make:
+            return None
+        if slot is None:
+            slot = self.slots[account] = Slot(epoch)
         if slot.epoch < epoch:
             slot.epoch, slot.loaded = epoch, False
         slot.token = token
+        return made
 
     def load(
         self, epoch: int, token: int, read: Applied, unsettled: list[tuple[str, int, str]]

@@ -11,6 +11,7 @@ class Protection(StrEnum):
     NEW_SERVER_IS_LOSS = "another server behind the address means that holds may be lost"
     MISS_IS_JUDGED = "an account that was there in this epoch and is not means the same"
     MARK_ON_REREGISTER = "an account is marked before its holds are registered anew"
+    FIRST_MAKES_ROOM = "only who brings an account in first in an epoch makes room for it"
     GRACE = "after a loss nobody is admitted until all live processes registered their holds"
     REREGISTER = "heartbeats bring back holds that the guard lost"
     SPOOLED_CALLS_REREGISTER = "also those of calls whose event only lies in the spool"

@@ -82,10 +82,23 @@ def flushed_while_loading(world: World) -> None:
     admitted(world, first, MOST)
     world.restart()
     all_register(world)
+    world.look(second, ACCOUNT)
     world.begin_load(second, ACCOUNT)
     world.flush()
     world.finish_load(second, ACCOUNT)
     ask(world, second, MOST)
+
+
+def flushed_before_the_mark(world: World) -> None:
+    """Registered holds vanish after a process has seen the account, and before it leaves its mark."""
+    first, second, third = processes(world)
+    admitted(world, first, MOST)
+    world.restart()
+    all_register(world)
+    world.look(second, ACCOUNT)
+    world.flush()
+    world.begin_load(second, ACCOUNT)
+    ask(world, third, MOST)
 
 
 def settled_while_loading(world: World) -> None:
@@ -94,6 +107,7 @@ def settled_while_loading(world: World) -> None:
     call = admitted(world, first, MOST)
     world.restart()
     all_register(world)
+    world.look(second, ACCOUNT)
     world.begin_load(second, ACCOUNT)
     spend_all(world, call)
     settle_all(world)
@@ -182,6 +196,7 @@ def late_heartbeat_after_an_extension(world: World) -> None:
 SCENARIOS: Final[dict[Protection, Callable[[World], None]]] = {
     Protection.FENCED_HEARTBEATS: late_heartbeat_after_a_loss,
     Protection.LOAD_TOKEN: flushed_while_loading,
+    Protection.FIRST_MAKES_ROOM: flushed_before_the_mark,
     Protection.LOAD_NOT_OLDER: settled_while_loading,
     Protection.MARK_ON_REREGISTER: flushed_before_loading,
     Protection.REBUILD_READS_RESIDUALS: lost_after_an_estimate,

@@ -86,6 +86,14 @@ class Call:
     excused: bool = False  # the hold was lost, then its owner, and nobody else knew of the call
 
 
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A process has looked, and is about to leave its mark."""
+
+    epoch: int
+    is_first: bool  # to bring the account in during this epoch
+
+
 @dataclass(slots=True)
 class Load:
     """An account that a process is about to write into the guard."""
@@ -103,6 +111,7 @@ class Process:
     server: int
     running: dict[str, Call] = field(default_factory=dict)
     spool: list[Event] = field(default_factory=list)
+    judged: dict[str, Judged] = field(default_factory=dict)
     loads: dict[str, Load] = field(default_factory=dict)
 
 
@@ -239,26 +248,50 @@ class World:
         slot = self.guard.slots.get(account)
         if slot is not None and slot.epoch == ledger.epoch and slot.loaded:
             return
-        self.begin_load(process, account)
-        if self.random.random() < 0.6:
-            self.finish_load(process, account)
+        self.look(process, account)
+        if self.random.random() < 0.9:
+            self.begin_load(process, account)
+            if self.random.random() < 0.6:
+                self.finish_load(process, account)
 
-    def begin_load(self, process: Process, account: str) -> None:
-        """Leave a mark in the guard, and one in the ledger; then read. Others may come between."""
+    def look(self, process: Process, account: str) -> None:
+        """The account is here, or nobody brought it in before; the ledger is told that it is by now."""
         ledger = self.ledger
-        token = next(self._ids)
-        self.guard.mark(process.epoch, account, token)
+        is_first = ledger.marks.get(account) != ledger.epoch
         ledger.marks[account] = ledger.epoch
         ledger.loading[account] = process.name
+        process.judged[account] = Judged(process.epoch, is_first)
+
+    def begin_load(self, process: Process, account: str) -> None:
+        """Leave a mark in the guard, then read the ledger. Others may come before, between and after."""
+        judged, ledger = process.judged.pop(account, None), self.ledger
+        if judged is None:
+            return
+        token = next(self._ids)
+        careful = self.has(Protection.FIRST_MAKES_ROOM)
+        made = self.guard.mark(
+            judged.epoch, account, token, may_make=judged.is_first or not careful
+        )
+        if made is None or (made and not judged.is_first) or not ledger.up:
+            self.end_load(process, account)
+            # Without the rule it is known as well, but too late: whoever knows may die of it.
+            if careful and made is None and ledger.up and judged.epoch == ledger.epoch:
+                self.fence()
+            return
         read, unsettled = ledger.read(account), ledger.unsettled(account, self.now)
         if not self.has(Protection.REBUILD_READS_LATE) and account in self.read_at_fence:
             read, unsettled = self.read_at_fence.pop(account)
-        process.loads[account] = Load(process.epoch, token, read, unsettled)
+        process.loads[account] = Load(judged.epoch, token, read, unsettled)
 
-    def finish_load(self, process: Process, account: str) -> None:
-        load = process.loads.pop(account)
+    def end_load(self, process: Process, account: str) -> None:
         if self.ledger.loading.get(account) == process.name:
             del self.ledger.loading[account]
+
+    def finish_load(self, process: Process, account: str) -> None:
+        load = process.loads.pop(account, None)
+        if load is None:
+            return
+        self.end_load(process, account)
         if self.connect(process):
             self.guard.load(load.epoch, load.token, load.read, load.unsettled)
 
@@ -479,7 +512,7 @@ class World:
             return False
         if self.has(Protection.MARK_ON_REREGISTER):
             self.ledger.marks[account] = self.ledger.epoch
-        self.guard.mark(process.epoch, account, 0)
+        self.guard.mark(process.epoch, account, 0, may_make=True)
         return True
 
     def send_beat(self) -> None:
@@ -797,6 +830,8 @@ class World:
 
     def load_late(self) -> None:
         for process in self.living():
+            for account in list(process.judged):
+                self.begin_load(process, account)
             for account in list(process.loads):
                 self.finish_load(process, account)
 

@@ -91,8 +91,9 @@ def test_steps_rise() -> None:
 
 async def test_epochs_of_accounts_only_rise(place: Place) -> None:
     view = place.view
-    await view.raise_guard_epoch(["alice", "nobody"], 3)
-    await view.raise_guard_epoch(["alice"], 2)
+    assert await view.raise_guard_epoch(["alice", "nobody"], 3) == {"alice"}
+    assert await view.raise_guard_epoch(["alice"], 3) == frozenset()
+    assert await view.raise_guard_epoch(["alice"], 2) == frozenset()
     assert await view.guard_epoch("alice") == 3
     assert await view.guard_epoch("nobody") is None
 
@@ -118,6 +119,22 @@ async def test_one_at_a_time_for_each_account(place: Place) -> None:
             inside[account] -= 1
 
     await asyncio.gather(*(enter(account) for account in ("alice", "bob", "alice", "alice")))
+
+
+async def test_a_latecomer_waits_as_well(place: Place) -> None:
+    """Whoever leaves and comes back stands in line behind who waited."""
+    inside = 0
+
+    async def enter() -> None:
+        nonlocal inside
+        for _ in range(3):
+            async with place.view.account_lock("alice"):
+                inside += 1
+                await asyncio.sleep(0)
+                assert inside == 1
+                inside -= 1
+
+    await asyncio.gather(*(enter() for _ in range(4)))
 
 
 async def test_processes_wait_for_each_other(postgres_url: str) -> None:

@@ -8,7 +8,8 @@ from sqlalchemy import delete, select, update
 
 from billing.db.tables import accounts, meta, processes
 from billing.holds import Applied, Granted, GuardUnavailableError, HoldBeat, Refused
-from billing.holds.ledger_view import GUARD_KEY, GuardState, Phase
+from billing.holds.ledger_view import GUARD_KEY, GuardState, Phase, SqlLedgerView
+from billing.holds.redis import RedisHoldStore
 from billing.holds.scripts import SOURCES, Script, keys_of
 from tests.support.money import T0, charge, estimate, hold, new_id
 from tests.support.redis_guard import Guards, guards, held, until_open
@@ -260,15 +261,14 @@ async def test_what_is_registered_and_lost_before_the_opening(
         await money.reserve(300, store=early)
         await money.reserve(200, store=late)
         entered, go_on = asyncio.Event(), asyncio.Event()
-        register = late.register
 
-        class Slow:
-            async def register(self, epoch: int) -> int:
+        class Slow(Registrar):
+            async def register(self, epoch: int) -> None:
                 entered.set()
                 await go_on.wait()
-                return await register(epoch)
+                await super().register(epoch)
 
-        late._recovery._registrar = Slow()
+        late._recovery._registrar = Slow(late)
         await money.store.rebuild("a test")
         await entered.wait()
         async with asyncio.timeout(5):
@@ -279,6 +279,144 @@ async def test_what_is_registered_and_lost_before_the_opening(
         await until_open(*money.stores)
         assert await most(money) == 500
         assert (await state(money)).epoch == 3
+
+
+class Registrar:
+    """What a recovery asks a store, to be changed in part."""
+
+    def __init__(self, store: RedisHoldStore) -> None:
+        self.store = store
+
+    async def register(self, epoch: int) -> None:
+        await self.store.register(epoch)
+
+    async def verify(self, epoch: int) -> int:
+        return await self.store.verify(epoch)
+
+    async def join(self, epoch: int) -> int:
+        return await self.store.join(epoch)
+
+
+async def test_a_second_look_whose_answer_is_lost_looks_again(
+    redis: RedisServer, tmp_path: Path
+) -> None:
+    """One process has looked, then all is lost, and the other's look mends nothing unheard."""
+    async with Proxy(redis.port) as proxy, guards(redis, tmp_path) as money:
+        await money.buy(1_000)
+        first, second = money.store, await money.add(url=proxy.url)
+        await money.reserve(800)
+        await money.reserve(100, store=second)
+        looked = 0
+
+        class Unheard(Registrar):
+            async def verify(self, epoch: int) -> int:
+                nonlocal looked
+                looked += 1
+                if looked == 1:
+                    step_of_first = 2 * epoch + 1
+                    while first.process in await money.ledger.waiting_for(step_of_first):
+                        await asyncio.sleep(0.01)
+                    await redis.ask("FLUSHALL")
+                    proxy.drop_replies = 1
+                return await super().verify(epoch)
+
+        second._recovery._registrar = Unheard(second)
+        await money.store.rebuild("a test")
+        async with asyncio.timeout(10):
+            while looked < 2 or any(store.problem for store in money.stores):
+                await asyncio.sleep(0.01)
+        assert proxy.dropped == 1
+        assert await most(money) == 100
+        assert (await state(money)).epoch == 3
+
+
+async def test_a_loader_that_dies_hides_no_loss(redis: RedisServer, tmp_path: Path) -> None:
+    """It looked, everything was lost, it came to make the account anew, and never said so."""
+    async with guards(redis, tmp_path, stores=2) as money:
+        await money.buy(1_000)
+        kept = await money.reserve(800)
+        await money.store.rebuild("a test")
+        await until_open(*money.stores)
+        dying = money.stores[1]
+        dying._ledger = view = SqlLedgerView(money.database)
+        really = view.guard
+
+        async def lose() -> GuardState | None:
+            await redis.ask("FLUSHALL")
+            return await really()
+
+        async def die(epoch: int, reason: str) -> None:
+            raise OSError("killed")
+
+        view.guard = lose  # type: ignore[method-assign]
+        dying._recovery.lost = die  # type: ignore[method-assign]
+        with pytest.raises(GuardUnavailableError):
+            await money.reserve(900, store=dying)
+        assert await most(money) == 200
+        assert (await state(money)).epoch == 3
+        assert kept in await held(redis)
+
+
+async def test_who_is_first_to_bring_an_account_and_dies_costs_a_recovery_and_no_more(
+    redis: RedisServer, tmp_path: Path
+) -> None:
+    """Nobody can tell its account from one that was lost."""
+    async with guards(redis, tmp_path) as money:
+        await money.buy(1_000)
+        assert await money.ledger.raise_guard_epoch(["alice"], 1) == {"alice"}
+        assert await most(money) == 1_000
+        assert (await state(money)).epoch == 2
+
+
+async def test_a_process_under_a_new_id_hides_no_loss(redis: RedisServer, tmp_path: Path) -> None:
+    """It brings its holds where nobody waits for them, and finds that others' are gone."""
+    async with guards(redis, tmp_path, stores=2) as money:
+        await money.buy(1_000)
+        await money.reserve(800)
+        renamed = money.stores[1]
+        await money.reserve(100, store=renamed)
+        async with money.database.write() as connection:
+            values = {"process": "reborn", "started_at": T0, "heartbeat_at": T0}
+            await connection.execute(processes.insert().values(**values))
+        await money.declare_dead(renamed)
+        await redis.ask("FLUSHALL")
+        renamed.process = "reborn"
+        await renamed._recovery.look()
+        await until_open(*money.stores)
+        assert await most(money) == 100
+        assert (await state(money)).epoch == 2
+
+
+async def test_what_was_allowed_without_redis_hides_no_loss(
+    redis: RedisServer, tmp_path: Path
+) -> None:
+    async with Proxy(redis.port) as proxy, guards(redis, tmp_path) as money:
+        await money.buy(1_000)
+        cut_off = await money.add(url=proxy.url, allow=50)
+        await money.reserve(800)
+        proxy.target = free_port()
+        proxy.cut()
+        await money.reserve(50, store=cut_off)
+        assert cut_off._unheld
+        await redis.ask("FLUSHALL")
+        proxy.target = redis.port
+        async with asyncio.timeout(10):
+            while cut_off._unheld or any(store.problem for store in money.stores):
+                await asyncio.sleep(0.01)
+        assert await most(money) == 150
+        assert (await state(money)).epoch == 2
+
+
+async def test_scripts_that_are_lost_in_a_recovery_come_back(
+    redis: RedisServer, tmp_path: Path
+) -> None:
+    async with guards(redis, tmp_path) as money:
+        await money.buy(1_000)
+        await money.reserve(800)
+        await redis.ask("SCRIPT", "FLUSH")
+        await money.store.rebuild("a test")
+        await until_open(money.store)
+        assert await most(money) == 200
 
 
 async def held_or_nothing(redis: RedisServer) -> object:
@@ -475,7 +613,7 @@ async def test_holds_are_written_only_once_the_database_knows_of_it(
         await money.reserve(100)
         await redis.ask("FLUSHALL")
 
-        async def away(wanted: object, epoch: int) -> int:
+        async def away(wanted: object, epoch: int) -> frozenset[str]:
             raise OSError("away")
 
         money.store._ledger.raise_guard_epoch = away  # type: ignore[method-assign]
@@ -518,11 +656,14 @@ async def test_a_load_without_its_mark_is_refused(redis: RedisServer, tmp_path: 
         mark, load = SOURCES[Script.MARK], SOURCES[Script.LOAD]
         keys = keys_of("alice")
         assert await redis.ask("EVAL", load, 2, *keys, 1, "old", 5_000, 1) == -1
-        assert await redis.ask("EVAL", mark, 2, *keys, 1, "old") == 0
-        assert await redis.ask("EVAL", mark, 2, *keys, 1, "new") == 1
+        assert await redis.ask("EVAL", mark, 2, *keys, 1, "old", 0) == -1
+        assert await redis.ask("EXISTS", *keys) == 0
+        assert await redis.ask("EVAL", mark, 2, *keys, 1, "old", 1) == 0
+        assert await redis.ask("EVAL", mark, 2, *keys, 1, "new", 0) == 1
         assert await redis.ask("EVAL", load, 2, *keys, 1, "old", 5_000, 1) == -1
-        assert await redis.ask("EVAL", mark, 2, *keys, 2, "later") == 0
-        assert await redis.ask("EVAL", mark, 2, *keys, 1, "new") == -2
+        assert await redis.ask("EVAL", mark, 2, *keys, 2, "later", 0) == -1
+        assert await redis.ask("EVAL", mark, 2, *keys, 2, "later", 1) == 0
+        assert await redis.ask("EVAL", mark, 2, *keys, 1, "new", 1) == -2
         assert await redis.ask("EVAL", load, 2, *keys, 1, "new", 5_000, 1) == -2
         assert await redis.ask("HEXISTS", keys[0], "balance") == 0
 
