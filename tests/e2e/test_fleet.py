@@ -34,7 +34,6 @@ def processes(
     durable_postgres.drop_database(url)
 
 
-@pytest.mark.timeout(90)
 def test_calls_of_a_killed_gateway_become_estimates_and_others_go_on(
     processes: Fleet, provider: ScriptedProvider
 ) -> None:
@@ -65,7 +64,6 @@ def test_calls_of_a_killed_gateway_become_estimates_and_others_go_on(
     processes.audit()
 
 
-@pytest.mark.timeout(90)
 def test_a_zombie_is_estimated_then_corrected_by_its_final(
     processes: Fleet, provider: ScriptedProvider
 ) -> None:
@@ -103,7 +101,6 @@ def test_a_zombie_is_estimated_then_corrected_by_its_final(
     assert "Traceback" not in zombie.output
 
 
-@pytest.mark.timeout(90)
 def test_killed_worker_leaves_its_work_to_the_other(
     processes: Fleet, provider: ScriptedProvider
 ) -> None:
@@ -123,7 +120,6 @@ def test_killed_worker_leaves_its_work_to_the_other(
     processes.audit()
 
 
-@pytest.mark.timeout(90)
 def test_one_of_several_gateways_settles_and_another_follows(
     processes: Fleet, provider: ScriptedProvider
 ) -> None:
@@ -145,7 +141,6 @@ def test_one_of_several_gateways_settles_and_another_follows(
     assert [gateway.stop() for gateway in left] == [0, 0]
 
 
-@pytest.mark.timeout(90)
 def test_processes_share_an_address_and_one_that_dies_is_replaced(
     processes: Fleet, provider: ScriptedProvider
 ) -> None:
@@ -182,7 +177,6 @@ def test_processes_share_an_address_and_one_that_dies_is_replaced(
     assert "Traceback" not in gateway.output
 
 
-@pytest.mark.timeout(60)
 def test_processes_end_with_the_one_that_looks_after_them(processes: Fleet) -> None:
     gateway = processes.gateway(processes=2)
     orphans = until(lambda: pids if len(pids := children(gateway)) == 2 else None, "two processes")
@@ -206,7 +200,6 @@ def ready_unheard(_: Fleet, parent: WarmProcess, gateway: FleetGateway) -> None:
     assert gateway.get("/readyz").status == 200
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize("moment", [one_forked, one_registered, ready_unheard])
 def test_processes_end_with_a_supervisor_killed_while_they_start(
     processes: Fleet,
@@ -237,7 +230,6 @@ class Swapping(FleetGateway):
         return {**super().environment, "SLOW_START_SECONDS": str(float(PACE[1]) + 0.2)}
 
 
-@pytest.mark.timeout(60)
 def test_who_started_slowly_admits_calls_from_its_first_moment(
     processes: Fleet, tmp_path: Path
 ) -> None:
@@ -258,7 +250,6 @@ def test_who_started_slowly_admits_calls_from_its_first_moment(
     assert answer.status == 200, answer.body
 
 
-@pytest.mark.timeout(60)
 def test_stop_during_the_start_of_processes_ends_it_in_order(
     processes: Fleet, tmp_path: Path
 ) -> None:
@@ -286,7 +277,6 @@ def counted(text: str, name: str) -> dict[tuple[tuple[str, str], ...], float]:
     }
 
 
-@pytest.mark.timeout(60)
 def test_metrics_are_those_of_all_processes_whoever_answers(
     processes: Fleet, provider: ScriptedProvider
 ) -> None:
@@ -324,7 +314,6 @@ def processes_up(gateway: FleetGateway, count: int) -> bool:
     return len(up) == 2 and sum(up.values()) == count
 
 
-@pytest.mark.timeout(60)
 def test_a_worker_shows_its_health_and_figures(
     processes: Fleet, provider: ScriptedProvider, durable_postgres: PostgresServer
 ) -> None:
@@ -365,7 +354,6 @@ def ask(port: int, path: str) -> Reply:
         return client.read_reply()
 
 
-@pytest.mark.timeout(60)
 def test_a_worker_whose_address_is_taken_says_so(processes: Fleet) -> None:
     with socket.socket() as holder:
         holder.bind(("127.0.0.1", 0))
@@ -378,7 +366,6 @@ def test_a_worker_whose_address_is_taken_says_so(processes: Fleet) -> None:
     assert "[ledger_worker] metrics_host" in worker.output
 
 
-@pytest.mark.timeout(60)
 def test_second_signal_cuts_calls_of_all_processes(
     processes: Fleet, provider: ScriptedProvider
 ) -> None:
@@ -398,7 +385,6 @@ def test_second_signal_cuts_calls_of_all_processes(
     processes.audit()
 
 
-@pytest.mark.timeout(60)
 def test_what_a_dead_neighbour_spooled_is_adopted(
     processes: Fleet, provider: ScriptedProvider, durable_postgres: PostgresServer
 ) -> None:

@@ -50,7 +50,6 @@ def held_in(guard: RedisServer) -> int:
     return total
 
 
-@pytest.mark.timeout(90)
 def test_calls_of_a_killed_gateway_become_estimates_and_others_go_on(
     processes: Fleet, provider: ScriptedProvider
 ) -> None:
@@ -75,7 +74,6 @@ def test_calls_of_a_killed_gateway_become_estimates_and_others_go_on(
     processes.wait_settled()
 
 
-@pytest.mark.timeout(90)
 def test_a_zombie_is_estimated_then_corrected_by_its_final(
     processes: Fleet, provider: ScriptedProvider, guard: RedisServer
 ) -> None:
@@ -107,7 +105,6 @@ def test_a_zombie_is_estimated_then_corrected_by_its_final(
     assert "Traceback" not in zombie.output
 
 
-@pytest.mark.timeout(60)
 def test_readyz_names_redis_while_it_is_away(processes: Fleet, guard: RedisServer) -> None:
     gateway = processes.gateway()
     assert gateway.get("/readyz").status == 200
@@ -124,7 +121,6 @@ def test_readyz_names_redis_while_it_is_away(processes: Fleet, guard: RedisServe
     assert gateway.stop() == 0
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize("apart", [True, False])
 def test_charges_travel_through_a_broker(
     processes: Fleet, provider: ScriptedProvider, guard: RedisServer, *, apart: bool

@@ -104,7 +104,6 @@ def is_whole(reply: Reply) -> bool:
 
 
 @pytest.mark.parametrize("point", POINTS)
-@pytest.mark.timeout(90)
 def test_whole_answers_are_charged_once(
     mortal: GatewayProcess, provider: ScriptedProvider, point: str
 ) -> None:

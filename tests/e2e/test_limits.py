@@ -353,7 +353,6 @@ def test_where_limits_cannot_be_counted_the_guards_policy_decides(
 # -- several processes ---------------------------------------------------------------------------
 
 
-@pytest.mark.timeout(90)
 @pytest.mark.parametrize("store", ["database", "redis"])
 def test_two_gateways_share_limits_and_a_killed_one_gives_its_places_back(
     store: str,

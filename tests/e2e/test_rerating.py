@@ -60,7 +60,6 @@ def now() -> str:
 
 
 @pytest.mark.parametrize("point", ["rerating_promised", "rerating_held", "rerating_posted"])
-@pytest.mark.timeout(120)
 def test_a_run_outlives_its_process(
     mortal: GatewayProcess, provider: ScriptedProvider, point: str
 ) -> None:

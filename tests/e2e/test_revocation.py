@@ -84,7 +84,6 @@ def _holds_within_a_second(
         assert max(at for at, _ in watcher.answers) > done + SECONDS_MAX
 
 
-@pytest.mark.timeout(120)
 def test_revoked_key_passes_nowhere_a_second_later(processes: Fleet) -> None:
     gateways = [processes.gateway(), processes.gateway()]
     account = gateways[0].account()
@@ -92,7 +91,6 @@ def test_revoked_key_passes_nowhere_a_second_later(processes: Fleet) -> None:
     _holds_within_a_second(gateways, account.key, lambda: gateways[0].admin(path, {}), 401)
 
 
-@pytest.mark.timeout(120)
 def test_rotated_key_passes_nowhere_a_second_later_and_the_new_one_does(processes: Fleet) -> None:
     gateways = [processes.gateway(), processes.gateway()]
     account = gateways[0].account()
@@ -105,7 +103,6 @@ def test_rotated_key_passes_nowhere_a_second_later_and_the_new_one_does(processe
     assert [each.get("/v1/models", str(made["token"])).status for each in gateways] == [200, 200]
 
 
-@pytest.mark.timeout(120)
 def test_processes_of_one_gateway_refuse_a_revoked_key_a_second_later(processes: Fleet) -> None:
     gateway = processes.gateway(processes=2)
     until(
@@ -120,7 +117,6 @@ def test_processes_of_one_gateway_refuse_a_revoked_key_a_second_later(processes:
     _holds_within_a_second([gateway] * 4, account.key, lambda: gateway.admin(path, {}), 401)
 
 
-@pytest.mark.timeout(120)
 def test_revoked_admin_opens_nothing_anywhere_at_once(processes: Fleet) -> None:
     gateways = [processes.gateway(), processes.gateway()]
     made = gateways[0].admin("tokens", {"name": "eve", "role": "operator"})

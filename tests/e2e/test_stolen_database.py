@@ -92,7 +92,6 @@ def _texts(rows: dict[str, list[tuple[object, ...]]]) -> set[str]:
     return found
 
 
-@pytest.mark.timeout(120)
 def test_stolen_database_holds_no_usable_key(
     stolen: tuple[GatewayProcess, Dump], provider: ScriptedProvider
 ) -> None:

@@ -216,7 +216,6 @@ async def test_poison_goes_to_quarantine_and_blocks_nobody(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(150)
 async def test_broker_killed_under_load_and_back_without_its_memory(
     path: Path, clock: Clock, server: BrokerServer
 ) -> None:

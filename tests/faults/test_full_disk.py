@@ -15,7 +15,7 @@ from tests.faults.soak_load import Load, Outcome, SoakProvider
 from tests.support.gateway import GatewayProcess
 from tests.support.small_disk import small_disk
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(60)]
+pytestmark = pytest.mark.slow
 
 MEGABYTES = 8
 CLIENTS = 8

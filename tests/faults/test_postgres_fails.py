@@ -17,7 +17,6 @@ from tests.support.tcp_proxy import TcpProxy
 
 pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),
-    pytest.mark.timeout(90),
     pytest.mark.slow,
 ]
 

@@ -12,7 +12,7 @@ from tests.faults.bout import Bout, bout
 from tests.support.broker_servers import SERVERS, BrokerServer
 from tests.support.services import PostgresServer, pg_rows
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(60)]
+pytestmark = pytest.mark.slow
 
 # A broker that delivered a message deletes it: what was ever sent is kept on the side.
 KEEP = (

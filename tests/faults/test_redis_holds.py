@@ -13,7 +13,6 @@ from tests.support.services import PostgresServer
 
 pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),
-    pytest.mark.timeout(90),
     pytest.mark.slow,
 ]
 

@@ -10,7 +10,7 @@ from tests.faults.bout import Bout, bout
 from tests.faults.machines import start
 from tests.support.services import PostgresServer
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(90)]
+pytestmark = pytest.mark.slow
 
 NOTICED = "the registry went back: was the database restored?"
 REBUILT = "the database was restored from a backup"

@@ -20,7 +20,6 @@ def word(
 
 
 @pytest.mark.soak
-@pytest.mark.timeout(150)
 @pytest.mark.parametrize("redis", [False, True], ids=["database", "redis"])
 def test_random_faults_leave_the_books_right(*, redis: bool) -> None:
     report = soak(Settings(seed=3, seconds=20, redis=redis, call_seconds_max=12))

@@ -7,6 +7,7 @@ from itertools import product
 from pathlib import Path
 
 import msgspec
+import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import text
@@ -268,6 +269,7 @@ EVERY_DAY = [("ada", 3 * (96 * day + 13), day % 4, day) for day in range(1, 90)]
 ASKED = {"zone": st.sampled_from(ZONES), "after": st.integers(0, 500)}
 
 
+@pytest.mark.timeout(400)
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 @given(rows=ROWS, acts=ACTS, **ASKED)
 @example(rows=EVERY_DAY, acts=[("fold", "ada", 3, 0)], zone="Asia/Kathmandu", after=0)
@@ -282,6 +284,7 @@ def test_answers_on_sqlite(
         asyncio.run(live(migrated(Path(directory)), rows, acts, zone, after))
 
 
+@pytest.mark.timeout(400)
 @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
 @given(rows=ROWS, acts=ACTS, **ASKED)
 @example(rows=EVERY_DAY, acts=[("fold", "ada", 3, 0)], zone="Asia/Kathmandu", after=0)
