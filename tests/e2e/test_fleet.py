@@ -369,7 +369,7 @@ def test_a_worker_whose_address_is_taken_says_so(processes: Fleet) -> None:
 def test_second_signal_cuts_calls_of_all_processes(
     processes: Fleet, provider: ScriptedProvider
 ) -> None:
-    gateway = processes.gateway(processes=2)
+    gateway = processes.gateway(processes=2, shutdown_seconds=60)
     account = gateway.account()
     with contextlib.ExitStack() as stack:
         streams = [Stream(gateway, provider, account, f"s-{n}", stack) for n in range(3)]
@@ -380,7 +380,7 @@ def test_second_signal_cuts_calls_of_all_processes(
         for stream in streams:
             assert b'"finish_reason":"length"' in stream.client.read_to_end()
         assert gateway.wait() == 0, gateway.output
-        assert time.monotonic() - started < 4
+        assert time.monotonic() - started < 30
     processes.wait_settled()
     processes.audit()
 

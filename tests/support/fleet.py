@@ -52,9 +52,23 @@ REST = [
 class FleetGateway(GatewayProcess):
     """A gateway of a fleet: with its own address and data, on the shared database."""
 
-    def __init__(self, folder: Path, base_url: str, url: str, config: str, processes: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        base_url: str,
+        url: str,
+        config: str,
+        processes: int,
+        *,
+        shutdown_seconds: float = 5,
+    ) -> None:
         folder.mkdir()
-        super().__init__(folder, base_url, config=f'\n[database]\nurl = "{url}"\n{config}')
+        super().__init__(
+            folder,
+            base_url,
+            config=f'\n[database]\nurl = "{url}"\n{config}',
+            shutdown_seconds=shutdown_seconds,
+        )
         self._processes = processes
 
     @override
@@ -155,10 +169,19 @@ class Fleet:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def gateway(self, config: str = "", *, processes: int = 1) -> FleetGateway:
+    def gateway(
+        self, config: str = "", *, processes: int = 1, shutdown_seconds: float = 5
+    ) -> FleetGateway:
         """Another gateway, running."""
         folder = self._folder / f"gateway-{len(self._gateways) + 1}"
-        gateway = FleetGateway(folder, self._base_url, self.url, self._config + config, processes)
+        gateway = FleetGateway(
+            folder,
+            self._base_url,
+            self.url,
+            self._config + config,
+            processes,
+            shutdown_seconds=shutdown_seconds,
+        )
         self._gateways.append(gateway)
         self._stack.enter_context(gateway)
         gateway.start()
