@@ -195,6 +195,7 @@ class SqlLedgerView:
         async with lock:
             if self._is_postgres:
                 async with self._database.session() as connection:
+                    await connection.execute(text("SET idle_session_timeout = '6s'"))
                     await connection.execute(select(func.pg_advisory_lock(_lock_number(account))))
                     yield  # the lock ends with the session
             else:

@@ -144,6 +144,7 @@ class RedisHoldStore:
         self._mine: dict[str, _Hold] = {}  # not known to be recorded in the database
         self._unheld: dict[str, _Hold] = {}  # granted while Redis was away, and not told to it yet
         self._allowed: dict[str, int] = {}  # of an account, granted while Redis was away
+        self._dropping: set[str] = set()  # nobody's, should Redis come to hold them yet
         self._loading: dict[str, asyncio.Task[bool]] = {}
         self._loads = asyncio.Semaphore(LOADS_AT_ONCE)
         self._rechecked: dict[str, float] = {}
@@ -201,10 +202,12 @@ class RedisHoldStore:
     async def rebuild(self, reason: str) -> None:
         """Bring all holds back as after a loss: an admin asks, or a backup was restored.
 
-        Raises GuardUnavailableError.
+        Raises GuardUnavailableError: nothing is done, ask again.
         """
         try:
             await self._recovery.fence(reason)
+        except RedisUnavailableError as error:
+            raise GuardUnavailableError(str(error)) from error
         except AWAY as error:
             raise GuardUnavailableError("the database is away") from error
 
@@ -214,6 +217,8 @@ class RedisHoldStore:
         """Grant min(wanted, balance - held) if that is at least the minimum."""
         if not self._may_hold:
             raise GuardUnavailableError("this process is registered as one that holds nothing")
+        if self._dropping:
+            self._dropping.discard(request.hold_id)
         epoch, connection = self._recovery.word, self._line.connection
         try:
             if epoch is None or connection is None or self._may_not_begin(request):
@@ -388,14 +393,12 @@ class RedisHoldStore:
 
     # -- what the recovery asks --------------------------------------------------------------
 
-    async def register(self, epoch: int) -> None:
-        """Write this process's holds into Redis, and make room there for their accounts."""
-        holds = self._unheld | self._mine
-        words = self._by_account(holds)
-        # First: an account that vanishes after this is one that was lost.
-        await self._note_epoch(words, epoch)
-        await self._tell_holds(epoch, words, dict.fromkeys(words, _Make.ACCOUNT))
-        self._told(holds)
+    async def register(self, epoch: int) -> int:
+        """Write this process's holds into Redis; how many of their accounts are not there.
+
+        Somebody else brought those in first, and makes them any moment, or they are lost.
+        """
+        return await self._register(epoch, self._unheld | self._mine)
 
     async def verify(self, epoch: int) -> int:
         """Of how many accounts registered holds are gone.
@@ -405,35 +408,36 @@ class RedisHoldStore:
         holds = {name: each for name, each in self._mine.items() if name not in self._unheld}
         words = self._by_account(holds)
         replies = await self._tell_holds(epoch, words, dict.fromkeys(words, _Make.NOTHING))
-        return sum(reply != 0 for reply in replies.values())
+        return await self._with_row(name for name, reply in replies.items() if reply != 0)
 
-    async def join(self, epoch: int) -> int:
-        """Write this process's holds beside those that others registered; how many accounts are gone."""
-        holds = self._unheld | self._mine
-        gone = await self._add(epoch, holds)
-        if not gone:
-            self._told(holds)
-        return gone
+    async def _register(self, epoch: int, holds: Mapping[str, _Hold]) -> int:
+        """As `register`.
 
-    async def _add(self, epoch: int, holds: Mapping[str, _Hold]) -> int:
-        """Holds that nobody waits for; how many of their accounts were here in this epoch and are gone.
-
-        Room for an account is made by the first one to bring it in alone: made by anybody else, it
-        would hide that others' holds were lost.
+        Room for an account is made by the first one to bring it in alone: made by anybody else, or
+        a second time, it would hide that others' holds were lost.
         """
+        told = {hold_id: hold.amount for hold_id, hold in holds.items()}
         words = self._by_account(holds)
         first = await self._note_epoch(words, epoch)
         make = {name: _Make.ACCOUNT if name in first else _Make.HOLDS for name in words}
         replies = await self._tell_holds(epoch, words, make)
-        gone = [name for name, reply in replies.items() if reply == Code.ABSENT]
-        async with asyncio.timeout(DATABASE_SECONDS):
-            known = [await self._ledger.guard_epoch(name) for name in gone]
-        return sum(each is not None for each in known)  # without a row: no account, nothing owed
+        absent = await self._with_row(n for n, reply in replies.items() if reply == Code.ABSENT)
+        if not absent:
+            self._told(told)
+        return absent
 
-    def _told(self, holds: Iterable[str]) -> None:
-        """Redis knows of these now: what was allowed without it is free again."""
-        for hold_id in holds:
-            if (hold := self._unheld.pop(hold_id, None)) is not None:
+    async def _with_row(self, names: Iterable[str]) -> int:
+        """How many of these are accounts; nothing is owed by what has no row."""
+        async with asyncio.timeout(DATABASE_SECONDS):
+            known = [await self._ledger.guard_epoch(name) for name in names]
+        return sum(each is not None for each in known)
+
+    def _told(self, told: Mapping[str, int]) -> None:
+        """Redis knows of these amounts: what was allowed without it is free again."""
+        for hold_id, amount in told.items():
+            hold = self._unheld.get(hold_id)
+            if hold is not None and hold.amount == amount:  # not raised meanwhile
+                del self._unheld[hold_id]
                 self._give_back(hold)
 
     async def _note_epoch(self, accounts: Collection[str], epoch: int) -> frozenset[str]:
@@ -467,6 +471,8 @@ class RedisHoldStore:
             reply = _checked(await future, connection)
             assert isinstance(reply, int)
             if reply == Code.LATER:
+                found = await connection.send("HGET", _keys(account)[0], "epoch")
+                self._recovery.heard(int(found) if isinstance(found, bytes) else 0)
                 raise RedisUnavailableError("a later epoch has begun")
             replies[account] = reply
         return replies
@@ -617,14 +623,18 @@ class RedisHoldStore:
             future = connection.send(*_SELECT[Script.CANCEL], *_keys(account), hold_id)
             future.add_done_callback(_forget)
         if later:
+            self._dropping.add(hold_id)
             self._start(self._drop_again(account, hold_id, later))
 
     async def _drop_again(self, account: str, hold_id: str, after: list[float]) -> None:
         """Each time until Redis answers: what it was asked before it was away may be done after it."""
         for seconds in after:
             await asyncio.sleep(seconds)
+            if hold_id not in self._dropping:
+                return  # it is asked for again
             while not await self._dropped(account, hold_id):  # noqa: ASYNC110 - Redis rings no bell
                 await asyncio.sleep(RECHECK_SECONDS)
+        self._dropping.discard(hold_id)
 
     async def _dropped(self, account: str, hold_id: str) -> bool:
         connection = self._line.connection
@@ -771,8 +781,9 @@ class RedisHoldStore:
             raise GuardUnavailableError(str(error)) from error
         self._allowed[account] = used + amount
         hold = self._mine[request.hold_id] = _Hold(request, amount)
+        if not self._unheld:
+            self._start(self._hold_later())
         self._unheld[request.hold_id] = hold
-        self._start(self._hold_later())
         return Granted(amount)
 
     def _extend_allowed(self, hold: _Hold, new_total: int) -> Granted:
@@ -798,12 +809,9 @@ class RedisHoldStore:
             word = self._recovery.word
             if self._line.connection is None or word is None:
                 continue
-            holds = dict(self._unheld)
             with suppress(RedisUnavailableError, *AWAY):
-                if await self._add(int(word), holds):
+                if await self._register(int(word), dict(self._unheld)):
                     await self._vanished(int(word))
-                else:
-                    self._told(holds)
 
     # -- looking through Redis ---------------------------------------------------------------
 

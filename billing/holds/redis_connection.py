@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import ssl
+import struct
 from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final, cast
@@ -36,6 +38,7 @@ DEFAULT_PORT: Final = 6379
 PATIENCE_SECONDS: Final = 1.0  # for a connection that broke just now
 RETRY_SECONDS: Final = 0.2
 IDENTITY_SECONDS: Final = 2.0
+_DROP_ALL: Final = struct.pack("ii", 1, 0)  # SO_LINGER: on, for no time
 
 _log: Final = logging.getLogger(__name__)
 
@@ -183,6 +186,10 @@ class RedisConnection(asyncio.Protocol):
         transport, self._transport = self._transport, None
         if transport is None:
             return
+        # Else the kernel goes on sending what was written, for a minute perhaps: too late to be true.
+        if (connected := transport.get_extra_info("socket")) is not None:
+            with suppress(OSError):
+                connected.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _DROP_ALL)
         transport.abort()
         self._fail(why)
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 POLL_SECONDS: Final = 1.0
 RECOVERY_POLL_SECONDS: Final = 0.1
 DATABASE_SECONDS: Final = 5.0
+ABSENT_SECONDS: Final = 1.0  # within which whoever is first to bring an account in makes it
 OPEN_SECONDS: Final = 2.0  # how long a call waits for a recovery to end
 AWAY: Final = (SQLAlchemyError, OSError, TimeoutError)  # what a database that is away raises
 
@@ -37,16 +38,12 @@ class Registrar(Protocol):
     All raise RedisUnavailableError, or what a database that is away raises.
     """
 
-    async def register(self, epoch: int) -> None:
-        """Write this process's holds into Redis."""
+    async def register(self, epoch: int) -> int:
+        """Write this process's holds into Redis; how many of their accounts are not there."""
         ...
 
     async def verify(self, epoch: int) -> int:
         """Of how many accounts holds are gone that this process registered."""
-        ...
-
-    async def join(self, epoch: int) -> int:
-        """Write this process's holds beside those of others; how many of their accounts are gone."""
         ...
 
 
@@ -71,6 +68,7 @@ class Recovery:
         self._highest = 0  # the latest epoch heard of
         self._doubted = 0  # the epoch of another server that made us connect anew
         self._done = -1  # the step that this process has noted
+        self._absent = (0, 0.0)  # in which epoch accounts are not there, and since when
         self._wake = asyncio.Event()
         self._opened = asyncio.Event()
         self._looking = asyncio.Lock()
@@ -146,11 +144,13 @@ class Recovery:
     async def fence(self, reason: str) -> None:
         """Declare what Redis holds lost: everything is brought back before anyone is admitted.
 
-        Raises what a database that is away raises; the caller then admits nobody.
+        Raises RedisUnavailableError, and what a database that is away raises: nothing is declared.
         """
         async with self._looking:
             async with asyncio.timeout(DATABASE_SECONDS):
                 state = await self._ledger.guard()
+                if self._identity() is None:
+                    raise RedisUnavailableError("Redis is away")
                 await self._raise_epoch(state, reason)
         self._wake.set()
 
@@ -161,6 +161,10 @@ class Recovery:
             if state is not None and state.epoch == epoch and state.phase is Phase.OPEN:
                 await self._raise_epoch(state, reason)
         self._wake.set()
+
+    def heard(self, seen: int) -> None:
+        """Redis knows epoch `seen`."""
+        self._highest = max(self._highest, seen)
 
     async def behind(self, seen: int) -> None:
         """Redis knows epoch `seen`: follow, or raise ours beyond it if the database went back."""
@@ -203,7 +207,11 @@ class Recovery:
         """This process's part of a phase, then the next phase if it was the last one waited for."""
         needed = step(state.epoch, state.phase)
         if self._done < needed:
-            if gone := await self._bring(state):
+            is_second = state.phase is Phase.VERIFY and self._done == needed - 1
+            look = self._registrar.verify if is_second else self._registrar.register
+            if gone := await look(state.epoch):
+                if not is_second and not self._is_overdue(state.epoch):
+                    return False
                 reason = f"holds of {gone} accounts were lost while they came back"
                 await self._raise_epoch(state, reason)
                 return True
@@ -219,14 +227,12 @@ class Recovery:
         await self._ledger.change_guard(state, to)
         return True
 
-    async def _bring(self, state: GuardState) -> int:
-        """This process's holds into Redis; of how many accounts some turn out to be lost again."""
-        if state.phase is Phase.REGISTER:
-            await self._registrar.register(state.epoch)
-            return 0
-        if state.phase is Phase.VERIFY and self._done == step(state.epoch, Phase.REGISTER):
-            return await self._registrar.verify(state.epoch)
-        return await self._registrar.join(state.epoch)  # nobody waited for it
+    def _is_overdue(self, epoch: int) -> bool:
+        """Whether accounts that somebody else was to make have not been there for too long."""
+        now = asyncio.get_running_loop().time()
+        if self._absent[0] != epoch:
+            self._absent = (epoch, now)
+        return now - self._absent[1] >= ABSENT_SECONDS
 
     async def _note(self, done: int) -> bool:
         if await self._ledger.note_step(self._process, done):

@@ -21,6 +21,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from billing.db.session import Database
 from billing.db.tables import holds, processes
+from billing.holds import GuardUnavailableError
 
 _log: Final = logging.getLogger(__name__)
 
@@ -168,8 +169,9 @@ class Registration:
     async def run(self, on_change: Callable[[Beat], Awaitable[None]]) -> None:
         """Beat until cancelled; `on_change` hears of DEAD and REWOUND, after this has gone on.
 
-        After DEAD, `process` is a new id.
+        After DEAD, `process` is a new id. What `on_change` cannot follow it hears again.
         """
+        untold: list[Beat] = []
         while True:
             await asyncio.sleep(self.pace.beat_seconds)
             try:
@@ -181,11 +183,16 @@ class Registration:
                     case Beat.DEAD:
                         _log.error("this process was declared dead; it goes on under a new id")
                         await self.reborn()
-                        await on_change(Beat.DEAD)
+                        untold.append(Beat.DEAD)
                     case Beat.REWOUND:
                         _log.critical("the registry went back: was the database restored?")
                         await self.resume()
-                        await on_change(Beat.REWOUND)
+                        untold.append(Beat.REWOUND)
+                while untold:
+                    await on_change(untold[0])
+                    del untold[0]
+            except GuardUnavailableError as error:
+                _log.warning("holds cannot be brought back yet: %s", error)
             except AWAY as error:
                 _log.warning("the registry takes no entry: %s", type(error).__name__)
             except Exception:  # noqa: BLE001 - a process that stops beating would be taken for dead

@@ -263,10 +263,10 @@ async def test_what_is_registered_and_lost_before_the_opening(
         entered, go_on = asyncio.Event(), asyncio.Event()
 
         class Slow(Registrar):
-            async def register(self, epoch: int) -> None:
+            async def register(self, epoch: int) -> int:
                 entered.set()
                 await go_on.wait()
-                await super().register(epoch)
+                return await super().register(epoch)
 
         late._recovery._registrar = Slow(late)
         await money.store.rebuild("a test")
@@ -287,14 +287,11 @@ class Registrar:
     def __init__(self, store: RedisHoldStore) -> None:
         self.store = store
 
-    async def register(self, epoch: int) -> None:
-        await self.store.register(epoch)
+    async def register(self, epoch: int) -> int:
+        return await self.store.register(epoch)
 
     async def verify(self, epoch: int) -> int:
         return await self.store.verify(epoch)
-
-    async def join(self, epoch: int) -> int:
-        return await self.store.join(epoch)
 
 
 async def test_a_second_look_whose_answer_is_lost_looks_again(

@@ -1,5 +1,6 @@
 """The registry on both databases: heartbeats, death, rebirth, a restored backup, an outage."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from itertools import count
 from pathlib import Path
@@ -9,6 +10,7 @@ from sqlalchemy import delete, select, update
 
 from billing.db.session import Database
 from billing.db.tables import processes
+from billing.holds import GuardUnavailableError
 from billing.settlement.registry import (
     AWAY,
     KEPT_MS,
@@ -144,6 +146,34 @@ async def test_a_row_that_went_back_is_a_restored_backup(database: Database, clo
     assert one.process == "p1"
     assert await heartbeats(database, "p1") == 6
     assert await one.beat() is Beat.ALIVE
+
+
+async def test_what_could_not_be_followed_is_told_again(database: Database, clock: Clock) -> None:
+    """Redis was away when the registry went back: its holds are rebuilt once it is there."""
+    one = registration(database, clock)
+    one.pace = Pace(beat_seconds=0.01, admit_seconds=10, dead_seconds=15)
+    await one.register()
+    for _ in range(5):
+        await one.beat()
+    async with database.write() as connection:
+        await connection.execute(update(processes).values(heartbeats=2))
+    heard: list[Beat] = []
+    followed = asyncio.Event()
+
+    async def follow(beat: Beat) -> None:
+        heard.append(beat)
+        if len(heard) < 3:
+            raise GuardUnavailableError("Redis is away")
+        followed.set()
+
+    beating = asyncio.create_task(one.run(follow))
+    await asyncio.wait_for(followed.wait(), 30)
+    at = await heartbeats(database, "p1")
+    async with asyncio.timeout(30):
+        while await heartbeats(database, "p1") < at + 3:
+            await asyncio.sleep(0.01)
+    beating.cancel()
+    assert heard == [Beat.REWOUND] * 3
 
 
 async def test_a_row_that_is_gone_is_a_restored_backup(database: Database, clock: Clock) -> None:
