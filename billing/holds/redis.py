@@ -11,7 +11,6 @@ import asyncio
 import logging
 import secrets
 from contextlib import suppress
-from enum import IntEnum
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
@@ -36,7 +35,15 @@ from billing.holds.redis_connection import (
     Words,
 )
 from billing.holds.redis_recovery import AWAY, DATABASE_SECONDS, Recovery
-from billing.holds.redis_replies import RedisEntry, entry_of, held_call, is_orphan, numbers_of
+from billing.holds.redis_replies import (
+    RedisEntry,
+    checked,
+    entry_of,
+    held_call,
+    is_orphan,
+    numbers_of,
+)
+from billing.holds.redis_words import Make, OwnHold, by_account, load_words
 from billing.holds.scripts import (
     ACCOUNTS_PATTERN,
     DIGESTS,
@@ -64,7 +71,7 @@ if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
 
     from billing.events import Finish
-    from billing.holds.ledger_view import AccountSnapshot, LedgerView
+    from billing.holds.ledger_view import LedgerView
     from billing.settlement.orphans import HeldCall
 
 PATIENCE_SECONDS: Final = 2.0  # the most that a call waits for Redis or a recovery
@@ -76,36 +83,12 @@ SCAN_KEYS: Final = 1_000
 DROP_AGAIN_SECONDS: Final = (0.0, 5.0, 30.0)
 
 _SELECT: Final = {script: (b"EVALSHA", digest, b"2") for script, digest in DIGESTS.items()}
-# Connect anew, wherever that leads; a server that forgot the scripts is given them again by that.
-_NOT_THE_SERVER: Final = ("READONLY", "NOAUTH", "MASTERDOWN", "NOSCRIPT")
 _AGAIN: Final = -9
 _RESERVE: Final = _SELECT[Script.RESERVE]
 
 _log: Final = logging.getLogger(__name__)
 _pack: Final[Callable[[Words], bytes]] = hiredis.pack_command  # type: ignore[assignment]
 _keys: Final = lru_cache(maxsize=65_536)(keys_of)
-
-
-class _Make(IntEnum):
-    """What may be made in Redis where it is not there; see register.lua."""
-
-    NOTHING = 0
-    HOLDS = 1
-    ACCOUNT = 2
-
-
-class _Hold:
-    """A call of this process: what it may tell Redis again when Redis forgot."""
-
-    __slots__ = ("account", "amount", "context", "process", "progress", "started_at")
-
-    def __init__(self, request: HoldRequest, amount: int) -> None:
-        self.account = request.account
-        self.amount = amount
-        self.progress = 0
-        self.process = request.process
-        self.started_at = request.started_at
-        self.context = request.context
 
 
 class RedisHoldStore:
@@ -141,8 +124,10 @@ class RedisHoldStore:
             identity=lambda: self._line.identity,
             reconnect=self._line.reconnect,
         )
-        self._mine: dict[str, _Hold] = {}  # not known to be recorded in the database
-        self._unheld: dict[str, _Hold] = {}  # granted while Redis was away, and not told to it yet
+        self._mine: dict[str, OwnHold] = {}  # not known to be recorded in the database
+        self._unheld: dict[
+            str, OwnHold
+        ] = {}  # granted while Redis was away, and not told to it yet
         self._allowed: dict[str, int] = {}  # of an account, granted while Redis was away
         self._dropping: set[str] = set()  # nobody's, should Redis come to hold them yet
         self._loading: dict[str, asyncio.Task[bool]] = {}
@@ -225,7 +210,7 @@ class RedisHoldStore:
                 return await self._reserve_patiently(request)
             reply = await connection.send_packed(_pack(_reserve_words(request, epoch)))
             if type(reply) is int and reply >= 0:
-                self._mine[request.hold_id] = _Hold(request, reply)
+                self._mine[request.hold_id] = OwnHold(request, reply)
                 return Granted(reply)
             return await self._reserve_patiently(request)
         except RedisUnavailableError:
@@ -406,20 +391,20 @@ class RedisHoldStore:
         Makes nothing: if the answer is lost on its way, asking again must tell the same.
         """
         holds = {name: each for name, each in self._mine.items() if name not in self._unheld}
-        words = self._by_account(holds)
-        replies = await self._tell_holds(epoch, words, dict.fromkeys(words, _Make.NOTHING))
+        words = by_account(holds, self.process)
+        replies = await self._tell_holds(epoch, words, dict.fromkeys(words, Make.NOTHING))
         return await self._with_row(name for name, reply in replies.items() if reply != 0)
 
-    async def _register(self, epoch: int, holds: Mapping[str, _Hold]) -> int:
+    async def _register(self, epoch: int, holds: Mapping[str, OwnHold]) -> int:
         """As `register`.
 
         Room for an account is made by the first one to bring it in alone: made by anybody else, or
         a second time, it would hide that others' holds were lost.
         """
         told = {hold_id: hold.amount for hold_id, hold in holds.items()}
-        words = self._by_account(holds)
+        words = by_account(holds, self.process)
         first = await self._note_epoch(words, epoch)
-        make = {name: _Make.ACCOUNT if name in first else _Make.HOLDS for name in words}
+        make = {name: Make.ACCOUNT if name in first else Make.HOLDS for name in words}
         replies = await self._tell_holds(epoch, words, make)
         absent = await self._with_row(n for n, reply in replies.items() if reply == Code.ABSENT)
         if not absent:
@@ -446,16 +431,8 @@ class RedisHoldStore:
         async with asyncio.timeout(DATABASE_SECONDS):
             return await self._ledger.raise_guard_epoch(accounts, epoch)
 
-    def _by_account(self, holds: Mapping[str, _Hold]) -> dict[str, list[Word]]:
-        words: dict[str, list[Word]] = {}
-        for hold_id, hold in holds.items():
-            words.setdefault(hold.account, []).extend(
-                (hold_id, hold.amount, hold.progress, self.process, hold.started_at, hold.context)
-            )
-        return words
-
     async def _tell_holds(
-        self, epoch: int, words: Mapping[str, list[Word]], make: Mapping[str, _Make]
+        self, epoch: int, words: Mapping[str, list[Word]], make: Mapping[str, Make]
     ) -> dict[str, int]:
         """Of each account how many holds were not here; ABSENT: it was not, and may not be made."""
         if not words:
@@ -468,7 +445,7 @@ class RedisHoldStore:
         ]
         replies: dict[str, int] = {}
         for account, future in asked:
-            reply = _checked(await future, connection)
+            reply = checked(await future, connection)
             assert isinstance(reply, int)
             if reply == Code.LATER:
                 found = await connection.send("HGET", _keys(account)[0], "epoch")
@@ -501,7 +478,7 @@ class RedisHoldStore:
         except RedisUnavailableError as error:
             return self._allow_or_raise(request, error)
         if isinstance(reply, int):
-            self._mine[request.hold_id] = _Hold(request, reply)
+            self._mine[request.hold_id] = OwnHold(request, reply)
             return Granted(reply)
         balance_and_held = numbers_of(reply)
         if reply is None and request.minimum <= 0 and not suspended:
@@ -561,9 +538,9 @@ class RedisHoldStore:
     async def _mend(self, connection: RedisConnection, reply: hiredis.ReplyError) -> None:
         """After an error that may be gone at the next try; raises RedisUnavailableError if not."""
         if not str(reply).startswith("NOSCRIPT"):
-            _checked(reply, connection)
+            checked(reply, connection)
         for source in SOURCES.values():
-            _checked(await connection.send("SCRIPT", "LOAD", source), connection)
+            checked(await connection.send("SCRIPT", "LOAD", source), connection)
 
     async def _follow(self, connection: RedisConnection, account: str) -> None:
         """Redis knows a later epoch of an account than this process."""
@@ -641,7 +618,7 @@ class RedisHoldStore:
         if connection is None:
             return False
         try:
-            _checked(
+            checked(
                 await connection.send(*_SELECT[Script.CANCEL], *_keys(account), hold_id), connection
             )
         except RedisUnavailableError:
@@ -721,7 +698,7 @@ class RedisHoldStore:
         snapshot = await self._ledger.snapshot(account, residuals_since=since)
         if snapshot is None:
             return False
-        words = _load_words(snapshot, mark)
+        words = load_words(snapshot, mark)
         await self._load_step(connection, Script.LOAD, account, word, words)
         return True  # unless the mark was gone: then whoever waits asks anew
 
@@ -734,7 +711,7 @@ class RedisHoldStore:
         words: Sequence[Word],
     ) -> Reply:
         sent = connection.send(*_SELECT[script], *_keys(account), word, *words)
-        reply = _checked(await sent, connection)
+        reply = checked(await sent, connection)
         if reply == Code.LATER:
             await self._recovery.look()
         return reply
@@ -780,13 +757,13 @@ class RedisHoldStore:
             self._drop(account, request.hold_id, DROP_AGAIN_SECONDS)
             raise GuardUnavailableError(str(error)) from error
         self._allowed[account] = used + amount
-        hold = self._mine[request.hold_id] = _Hold(request, amount)
+        hold = self._mine[request.hold_id] = OwnHold(request, amount)
         if not self._unheld:
             self._start(self._hold_later())
         self._unheld[request.hold_id] = hold
         return Granted(amount)
 
-    def _extend_allowed(self, hold: _Hold, new_total: int) -> Granted:
+    def _extend_allowed(self, hold: OwnHold, new_total: int) -> Granted:
         more = max(0, new_total - hold.amount)
         used = self._allowed.get(hold.account, 0)
         if used + more > self._allow:
@@ -795,7 +772,7 @@ class RedisHoldStore:
         hold.amount += more
         return Granted(hold.amount)
 
-    def _give_back(self, hold: _Hold) -> None:
+    def _give_back(self, hold: OwnHold) -> None:
         left = self._allowed.get(hold.account, 0) - hold.amount
         if left > 0:
             self._allowed[hold.account] = left
@@ -818,7 +795,7 @@ class RedisHoldStore:
     async def ask(self, *words: Word) -> Reply:
         """The reply to one command of an operator's look; raises RedisUnavailableError."""
         connection = await self._line.ready()
-        return _checked(await connection.send(*words), connection)
+        return checked(await connection.send(*words), connection)
 
     async def _scan(
         self, pattern: bytes = HOLDS_PATTERN, *, started_before: int
@@ -827,7 +804,7 @@ class RedisHoldStore:
         cursor: Word = 0
         while True:
             connection = await self._line.ready()
-            reply = _checked(
+            reply = checked(
                 await connection.send("SCAN", cursor, "MATCH", pattern, "COUNT", SCAN_KEYS),
                 connection,
             )
@@ -841,7 +818,7 @@ class RedisHoldStore:
                 for name in names
             ]
             entries = [
-                entry_of(name, _checked(await future, connection))
+                entry_of(name, checked(await future, connection))
                 for name, future in zip(names, asked, strict=True)
             ]
             if entries:
@@ -851,7 +828,7 @@ class RedisHoldStore:
 
     async def _entry(self, connection: RedisConnection, account: str) -> RedisEntry:
         reply = await connection.send(*_SELECT[Script.LIST], *_keys(account), 0)
-        return entry_of(account, _checked(reply, connection))
+        return entry_of(account, checked(reply, connection))
 
     async def _compare_balances(self, entries: list[RedisEntry]) -> None:
         epoch = self._recovery.epoch
@@ -891,7 +868,7 @@ class RedisHoldStore:
 
     async def _claim(self, account: str, ids: list[str]) -> list[HeldCall]:
         connection = await self._line.ready()
-        reply = _checked(
+        reply = checked(
             await connection.send(*_SELECT[Script.CLAIM], *_keys(account), *ids), connection
         )
         assert isinstance(reply, list)
@@ -914,24 +891,6 @@ def _reserve_words(request: HoldRequest, epoch: bytes) -> Words:
         request.started_at,
         request.context,
     )
-
-
-def _load_words(snapshot: AccountSnapshot, mark: str) -> list[Word]:
-    words: list[Word] = [mark, saturated(snapshot.balance), snapshot.seq]
-    for hold in snapshot.holds:
-        state = "r" if hold.is_residual else "e"
-        words += (hold.hold_id, min(hold.amount, MAX_EXACT), state, hold.started_at)
-    return words
-
-
-def _checked(reply: Reply, connection: RedisConnection) -> Reply:
-    """A reply that is no error; raises RedisUnavailableError."""
-    if isinstance(reply, hiredis.ReplyError):
-        code = str(reply).partition(" ")[0]
-        if code in _NOT_THE_SERVER:
-            connection.abort(f"Redis says {code}")
-        raise RedisUnavailableError(f"Redis says {code}")
-    return reply
 
 
 def _forget(future: asyncio.Future[Reply]) -> None:

@@ -1,11 +1,16 @@
 """What Redis answers about accounts and holds, as values."""
 
 from collections.abc import Set as AbstractSet
+from typing import Final
 
+import hiredis
 import msgspec
 
-from billing.holds.redis_connection import Reply
+from billing.holds.redis_connection import RedisConnection, RedisUnavailableError, Reply
 from billing.settlement.orphans import HeldCall
+
+# Connect anew, wherever that leads; a server that forgot the scripts is given them again by that.
+_NOT_THE_SERVER: Final = ("READONLY", "NOAUTH", "MASTERDOWN", "NOSCRIPT")
 
 
 class RedisEntry(msgspec.Struct, frozen=True, kw_only=True):
@@ -17,6 +22,16 @@ class RedisEntry(msgspec.Struct, frozen=True, kw_only=True):
     balance: int | None
     held: int | None
     holds: tuple[tuple[str, bytes], ...]  # id, "amount progress state process started_at"
+
+
+def checked(reply: Reply, connection: RedisConnection) -> Reply:
+    """A reply that is no error; raises RedisUnavailableError."""
+    if isinstance(reply, hiredis.ReplyError):
+        code = str(reply).partition(" ")[0]
+        if code in _NOT_THE_SERVER:
+            connection.abort(f"Redis says {code}")
+        raise RedisUnavailableError(f"Redis says {code}")
+    return reply
 
 
 def numbers_of(reply: Reply) -> tuple[int, int]:

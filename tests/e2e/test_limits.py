@@ -301,7 +301,7 @@ def test_the_sdk_waits_as_long_as_it_is_told(
         client.chat.completions.create(model="m-small", messages=SAY, max_tokens=1)
     (first, _), (second, wait), (third, _) = answers
     assert (first, second, third) == (200, 429, 200)
-    assert 100 < int(wait) < 500
+    assert 0 < int(wait) < 500  # less, the later the second call comes
     gateway.settle(account.id, 2)
 
 

@@ -23,7 +23,7 @@ REPOSITORY = Path(__file__).parents[2]
 ADMIN_TOKEN = "admin-token-of-the-tests-0123456789abcdef"
 KEPT = ("PATH", "HOME", "TMPDIR")
 LLM_GATEWAY = (sys.executable, "-c", "from llm_gateway.cli import main; main()")
-DEADLINE_SECONDS = 20.0
+DEADLINE_SECONDS = 45.0
 POLL_SECONDS = 0.01
 
 # One micro-credit per token and unit: 2 for input, 1 for cached input, 8 for output and reasoning.

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
 
-READ_SECONDS = 15.0
+READ_SECONDS = 30.0
 
 
 def request(
