@@ -183,20 +183,24 @@ class RedisConnection(asyncio.Protocol):
 
     def abort(self, why: str) -> None:
         """Give the connection up now; all that is under way fails."""
-        transport, self._transport = self._transport, None
-        if transport is None:
+        if self._transport is None:
             return
         # Else the kernel goes on sending what was written, for a minute perhaps: too late to be true.
-        if (connected := transport.get_extra_info("socket")) is not None:
+        if (connected := self._transport.get_extra_info("socket")) is not None:
             with suppress(OSError):
                 connected.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _DROP_ALL)
-        transport.abort()
-        self._fail(why)
+        self._leave(why)
 
     async def close(self) -> None:
-        """Give it up, and wait until the socket is closed."""
-        self.abort("the connection was closed")
+        """Give it up, and wait until the socket is closed; what was written still goes out."""
+        self._leave("the connection was closed")
         await self._gone.wait()
+
+    def _leave(self, why: str) -> None:
+        transport, self._transport = self._transport, None
+        if transport is not None:
+            transport.abort()
+            self._fail(why)
 
     # -- asyncio.Protocol --------------------------------------------------------------------
 

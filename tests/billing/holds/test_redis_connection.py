@@ -1,6 +1,7 @@
 """The connection to Redis: addresses, log-in, TLS, what a server must be, lost replies, a server that hangs."""
 
 import asyncio
+import socket
 import ssl
 import subprocess
 from contextlib import suppress
@@ -126,9 +127,11 @@ async def tls_by_hand(tmp_path: Path, issued: trustme.LeafCert) -> None:
             far_reader, far_writer = await asyncio.open_connection("127.0.0.1", server.port)
 
             async def pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
-                while data := await source.read(65_536):
-                    sink.write(data)
-                sink.transport.abort()
+                try:
+                    while data := await source.read(65_536):
+                        sink.write(data)
+                finally:
+                    sink.transport.abort()
 
             await asyncio.gather(
                 pump(reader, far_writer), pump(far_reader, writer), return_exceptions=True
@@ -142,6 +145,38 @@ async def tls_by_hand(tmp_path: Path, issued: trustme.LeafCert) -> None:
             await connection.close()
             with pytest.raises(RedisUnavailableError, match="SSLCertVerificationError"):
                 await connection_to(url)
+
+
+async def test_what_a_broken_connection_had_written_is_thrown_away() -> None:
+    """The server had taken nothing yet; else the kernel would deliver it all, as late as it likes."""
+    taken, go_on, ended = 0, asyncio.Event(), asyncio.Event()
+
+    async def slow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal taken
+        await go_on.wait()
+        with suppress(ConnectionResetError):
+            while data := await reader.read(65_536):
+                taken += len(data)
+        writer.transport.abort()
+        ended.set()
+
+    listening = socket.create_server(("127.0.0.1", 0))
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    async with await asyncio.start_server(slow, sock=listening, limit=1024):
+        port = listening.getsockname()[1]
+        loop = asyncio.get_running_loop()
+        _, connection = await loop.create_connection(
+            lambda: RedisConnection(lambda: None), "127.0.0.1", port
+        )
+        sent = [connection.send("SET", "k", b"x" * 100_000) for _ in range(10)]
+        await asyncio.sleep(0)
+        connection.abort("a test")
+        go_on.set()
+        await asyncio.wait_for(ended.wait(), 30)
+        assert taken < 100_000
+        for future in sent:
+            with pytest.raises(RedisUnavailableError, match="a test"):
+                await future
 
 
 async def test_a_server_that_may_drop_holds_is_refused(tmp_path: Path) -> None:
