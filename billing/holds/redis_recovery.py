@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from typing import TYPE_CHECKING, Final, Protocol
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 POLL_SECONDS: Final = 1.0
 RECOVERY_POLL_SECONDS: Final = 0.1
 DATABASE_SECONDS: Final = 5.0
+LATE_SECONDS: Final = 5.0  # after which the log names who is waited for
 ABSENT_SECONDS: Final = 1.0  # within which whoever is first to bring an account in makes it
 OPEN_SECONDS: Final = 2.0  # how long a call waits for a recovery to end
 AWAY: Final = (SQLAlchemyError, OSError, TimeoutError)  # what a database that is away raises
@@ -68,6 +70,7 @@ class Recovery:
         self._highest = 0  # the latest epoch heard of
         self._doubted = 0  # the epoch of another server that made us connect anew
         self._done = -1  # the step that this process has noted
+        self._waits = (-1, 0.0)  # for which step of others, and when to say so
         self._absent = (0, 0.0)  # in which epoch accounts are not there, and since when
         self._wake = asyncio.Event()
         self._opened = asyncio.Event()
@@ -220,7 +223,8 @@ class Recovery:
         if state.phase is Phase.OPEN:
             self._open(state)
             return False
-        if await self._ledger.waiting_for(needed):
+        if late := await self._ledger.waiting_for(needed):
+            self._name(late, needed)
             return False
         following = Phase.VERIFY if state.phase is Phase.REGISTER else Phase.OPEN
         to = GuardState(epoch=state.epoch, phase=following, server=state.server)
@@ -233,6 +237,15 @@ class Recovery:
         if self._absent[0] != epoch:
             self._absent = (epoch, now)
         return now - self._absent[1] >= ABSENT_SECONDS
+
+    def _name(self, late: list[str], needed: int) -> None:
+        """Say once who is waited for, if it takes long: perhaps it reaches the database alone."""
+        now = asyncio.get_running_loop().time()
+        if self._waits[0] != needed:
+            self._waits = (needed, now + LATE_SECONDS)
+        if now >= self._waits[1]:
+            self._waits = (needed, math.inf)
+            _log.error("nobody is admitted before these processes reach Redis: %s", ", ".join(late))
 
     async def _note(self, done: int) -> bool:
         if await self._ledger.note_step(self._process, done):

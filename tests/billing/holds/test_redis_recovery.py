@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import delete, select, update
 
 from billing.db.tables import accounts, meta, processes
-from billing.holds import Applied, Granted, GuardUnavailableError, HoldBeat, Refused
+from billing.holds import Applied, Granted, GuardUnavailableError, HoldBeat, Refused, redis_recovery
 from billing.holds.ledger_view import GUARD_KEY, GuardState, Phase, SqlLedgerView
 from billing.holds.redis import RedisHoldStore
 from billing.holds.scripts import SOURCES, Script, keys_of
@@ -148,8 +148,12 @@ async def test_many_who_miss_at_once_load_once(redis: RedisServer, tmp_path: Pat
 
 
 async def test_nobody_is_admitted_before_every_living_process_has_spoken(
-    redis: RedisServer, tmp_path: Path
+    redis: RedisServer,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(redis_recovery, "LATE_SECONDS", 0.5)
     async with guards(redis, tmp_path, stores=2) as money:
         await money.buy(1_000)
         silent = money.stores[1]
@@ -159,6 +163,8 @@ async def test_nobody_is_admitted_before_every_living_process_has_spoken(
         with pytest.raises(GuardUnavailableError):
             await money.reserve(900)
         assert (await state(money)).phase is Phase.REGISTER
+        said = f"nobody is admitted before these processes reach Redis: {silent.process}"
+        assert caplog.messages.count(said) == 1
         await money.declare_dead(silent)
         await until_open(money.store)
         # Process and Redis lost together: the one case in which a call leaves no trace.
