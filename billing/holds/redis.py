@@ -39,6 +39,7 @@ from billing.holds.redis_replies import (
     RedisEntry,
     checked,
     entry_of,
+    forget,
     held_call,
     is_orphan,
     numbers_of,
@@ -129,7 +130,7 @@ class RedisHoldStore:
             str, OwnHold
         ] = {}  # granted while Redis was away, and not told to it yet
         self._allowed: dict[str, int] = {}  # of an account, granted while Redis was away
-        self._dropping: set[str] = set()  # nobody's, should Redis come to hold them yet
+        self._dropping: dict[str, object] = {}  # nobody's, should Redis come to hold them yet
         self._loading: dict[str, asyncio.Task[bool]] = {}
         self._loads = asyncio.Semaphore(LOADS_AT_ONCE)
         self._rechecked: dict[str, float] = {}
@@ -203,7 +204,7 @@ class RedisHoldStore:
         if not self._may_hold:
             raise GuardUnavailableError("this process is registered as one that holds nothing")
         if self._dropping:
-            self._dropping.discard(request.hold_id)
+            self._dropping.pop(request.hold_id, None)
         epoch, connection = self._recovery.word, self._line.connection
         try:
             if epoch is None or connection is None or self._may_not_begin(request):
@@ -598,20 +599,26 @@ class RedisHoldStore:
         connection = self._line.connection
         if connection is not None and first == 0:
             future = connection.send(*_SELECT[Script.CANCEL], *_keys(account), hold_id)
-            future.add_done_callback(_forget)
+            future.add_done_callback(forget)
         if later:
-            self._dropping.add(hold_id)
-            self._start(self._drop_again(account, hold_id, later))
+            self._dropping[hold_id] = since = object()
+            self._start(self._drop_again(account, hold_id, later, since))
 
-    async def _drop_again(self, account: str, hold_id: str, after: list[float]) -> None:
-        """Each time until Redis answers: what it was asked before it was away may be done after it."""
+    async def _drop_again(
+        self, account: str, hold_id: str, after: list[float], since: object
+    ) -> None:
+        """Each time until Redis answers: what it was asked before it was away may be done after it.
+
+        Not if the hold is asked for again: then it is somebody's, or dropped anew.
+        """
         for seconds in after:
             await asyncio.sleep(seconds)
-            if hold_id not in self._dropping:
-                return  # it is asked for again
-            while not await self._dropped(account, hold_id):  # noqa: ASYNC110 - Redis rings no bell
+            while self._dropping.get(hold_id) is since:
+                if await self._dropped(account, hold_id):
+                    break
                 await asyncio.sleep(RECHECK_SECONDS)
-        self._dropping.discard(hold_id)
+        if self._dropping.get(hold_id) is since:
+            del self._dropping[hold_id]
 
     async def _dropped(self, account: str, hold_id: str) -> bool:
         connection = self._line.connection
@@ -891,9 +898,3 @@ def _reserve_words(request: HoldRequest, epoch: bytes) -> Words:
         request.started_at,
         request.context,
     )
-
-
-def _forget(future: asyncio.Future[Reply]) -> None:
-    """A command that nobody waits for: what is lost of it is sent again or applied by `resend`."""
-    if not future.cancelled():
-        future.exception()

@@ -1,5 +1,6 @@
 """What Redis answers about accounts and holds, as values."""
 
+import asyncio
 from collections.abc import Set as AbstractSet
 from typing import Final
 
@@ -32,6 +33,12 @@ def checked(reply: Reply, connection: RedisConnection) -> Reply:
             connection.abort(f"Redis says {code}")
         raise RedisUnavailableError(f"Redis says {code}")
     return reply
+
+
+def forget(future: asyncio.Future[Reply]) -> None:
+    """A command that nobody waits for: what is lost of it is sent again or applied by `resend`."""
+    if not future.cancelled():
+        future.exception()
 
 
 def numbers_of(reply: Reply) -> tuple[int, int]:

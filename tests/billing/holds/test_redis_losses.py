@@ -184,11 +184,12 @@ async def test_a_rebuild_while_redis_is_away_is_refused(redis: RedisServer, tmp_
         assert (await state(money)).epoch == 2
 
 
+@pytest.mark.parametrize("seconds", [1.0, 0.0], ids=["due later", "tried while away"])
 async def test_a_hold_that_is_asked_for_again_is_not_dropped(
-    redis: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    redis: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float
 ) -> None:
     """A correction that could not be held is carried out again under the same id (corrections.resume)."""
-    monkeypatch.setattr(redis_module, "DROP_AGAIN_SECONDS", (0.0, 1.0, 1.0))
+    monkeypatch.setattr(redis_module, "DROP_AGAIN_SECONDS", (0.0, seconds, 1.0))
     async with Proxy(redis.port) as proxy, guards(proxy.url, tmp_path) as money:
         await money.buy(1_000)
         proxy.target = free_port()
